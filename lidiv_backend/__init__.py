@@ -1,0 +1,6 @@
+"""Interactive image segmentation with latent diversity, as a Label Studio backend."""
+
+from lidiv_backend.clicks import Click
+from lidiv_backend.predictor import Proposal
+
+__all__ = ["Click", "Proposal"]

@@ -1,0 +1,57 @@
+"""The command `lidiv`.
+
+Each command lives in a module of its own with ``add_arguments(parser)`` and ``run(args) -> int``;
+it is imported only when it is asked for, so that `lidiv --help` is quick and a machine without
+Flask can train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lidiv_backend.errors import LidivError
+
+#: Command -> (module, what it does).
+COMMANDS: dict[str, tuple[str, str]] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `lidiv`.
+
+    Parameters
+    ----------
+    argv
+        The words behind ``lidiv``; those of the process if not given.
+
+    Returns
+    -------
+    int
+        Exit status: 0 done, 1 failed for a reason that was printed, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="lidiv", description="Interactive image segmentation with latent diversity."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if words[:1] == [name]:
+            module = importlib.import_module(module_name)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    args = parser.parse_args(words)
+    try:
+        return int(args.run(args))
+    except LidivError as error:
+        print(f"lidiv {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"lidiv {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Images with object masks, as every reader of training and evaluation data gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectMask:
+    """One object of an image.
+
+    Parameters
+    ----------
+    name
+        Unique within the data set; stable between runs.
+    mask
+        bool (H, W), the size of the image.
+    ignore
+        bool (H, W), pixels that count neither way, or None.
+    kind
+        What the mask is: ``instance``, ``component``, ``part``, ``region`` or ``merged``.
+    label
+        Class name where the data set has one, else an empty string.
+    """
+
+    name: str
+    mask: NDArray[np.bool_]
+    ignore: NDArray[np.bool_] | None = None
+    kind: str = "instance"
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedImage:
+    """An image and the masks of its objects.
+
+    Parameters
+    ----------
+    name
+        Unique within the data set.
+    rgb
+        uint8 (H, W, 3), upright.
+    objects
+        The masks.
+    problems
+        Records of this image that were left out, each with its reason.
+    """
+
+    name: str
+    rgb: NDArray[np.uint8]
+    objects: tuple[ObjectMask, ...]
+    problems: tuple[str, ...] = field(default=())
+
+
+class ImageSet(Protocol):
+    """A data set: images are read when they are asked for.
+
+    ``data_set[i]`` raises `DataError` where image i cannot be used.
+    """
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> AnnotatedImage: ...
