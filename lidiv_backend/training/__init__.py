@@ -1,0 +1,1 @@
+"""Training of the networks: data, simulated clicks, and the loops."""
