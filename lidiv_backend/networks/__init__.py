@@ -1,0 +1,1 @@
+"""Networks: the frozen encoders, f, which proposes masks, and g, which selects among them."""

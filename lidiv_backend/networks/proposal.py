@@ -1,0 +1,413 @@
+"""f: from image features and clicks to M segmentation masks."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from lidiv_backend.errors import WeightsError
+from lidiv_backend.networks.encoders import ENCODERS, LevelSpec
+from lidiv_backend.networks.prompt import Prompt, PromptChannels
+
+#: Slope of every leaky ReLU in the paper's networks.
+SLOPE = 0.2
+#: Dilations of the 3x3 convolutions, layers 2 to 10 of Table 1.
+DILATIONS = (1, 2, 4, 8, 16, 32, 64, 128, 1)
+
+
+class Decoded(NamedTuple):
+    """What f gives for a prompt.
+
+    Parameters
+    ----------
+    logits
+        (B, M, h, w), the masks before the sigmoid, at `ProposalNetwork.output_stride`.
+    features
+        Activations that g may look at, coarse to fine, each (B, C, h', w').
+    """
+
+    logits: Tensor
+    features: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalConfig:
+    """Architecture of f.
+
+    Parameters
+    ----------
+    architecture
+        ``hypercolumn`` (the paper's) or ``pyramid``.
+    encoder
+        Key in `ENCODERS`, or None: RGB alone ("without augmented input" in Table 3).
+    heads
+        M.
+    width
+        Channels of the hypercolumn's projection (64 in the paper).
+    body
+        ``can`` (Table 1) or ``unet`` (Table 4); hypercolumn only.
+    prompt
+        The channels that carry the clicks.
+    """
+
+    architecture: str = "hypercolumn"
+    encoder: str | None = "vgg19"
+    heads: int = 6
+    width: int = 64
+    body: str = "can"
+    prompt: PromptChannels = PromptChannels()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``model.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ProposalConfig:
+        """Read what `to_json` wrote."""
+        return replace(cls(**{**values, "prompt": PromptChannels(**values["prompt"])}))
+
+
+class ProposalNetwork(nn.Module, abc.ABC):
+    """f: `project` is done once for an image, `forward` for each click."""
+
+    #: Pixels of the input for each cell of the masks.
+    output_stride: int
+    #: Sides of the input must be multiples of this.
+    multiple: int
+
+    def __init__(self, config: ProposalConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abc.abstractmethod
+    def project(self, rgb: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Everything that no click changes.
+
+        Parameters
+        ----------
+        rgb
+            float (B, 3, H, W) in [0, 1].
+        features
+            The levels of the encoder, see `Encoder.forward`.
+        """
+
+    @abc.abstractmethod
+    def forward(self, projected: Sequence[Tensor], prompt: Prompt) -> Decoded:
+        """Propose masks for a prompt; ``projected`` comes from `project`."""
+
+
+def _level_specs(encoder: str | None) -> tuple[LevelSpec, ...]:
+    return () if encoder is None else ENCODERS[encoder].levels
+
+
+class ContextAggregation(nn.Sequential):
+    """Layers 2 to 11 of Table 1, from (B, inputs, H, W) to (B, outputs, H, W)."""
+
+    def __init__(self, inputs: int, outputs: int, *, width: int = 64) -> None:
+        layers: list[nn.Module] = []
+        channels = inputs
+        for dilation in DILATIONS:
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation),
+                nn.LeakyReLU(SLOPE, inplace=True),
+            ]
+            channels = width
+        layers.append(nn.Conv2d(width, outputs, 1))
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """The U-net of Table 4, from (B, inputs, H, W) to (B, outputs, H, W) at any size."""
+
+    def __init__(self, inputs: int, outputs: int, *, width: int = 64) -> None:
+        super().__init__()
+        widths = (width // 2, width // 2, width, width, width * 3 // 2)
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        channels = inputs
+        for level_width in widths:
+            self.down.append(self._block(channels, level_width))
+            channels = level_width
+        for level_width in reversed(widths[:-1]):
+            self.up.append(self._block(channels + level_width, level_width))
+            channels = level_width
+        self.head = nn.Conv2d(channels, outputs, 1)
+
+    @staticmethod
+    def _block(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.LeakyReLU(SLOPE, inplace=True),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+            nn.LeakyReLU(SLOPE, inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the network."""
+        skips = []
+        for number, block in enumerate(self.down):
+            if number:
+                x = F.max_pool2d(x, 2, ceil_mode=True)
+            x = block(x)
+            skips.append(x)
+        for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
+            x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = block(torch.cat([x, skip], 1))
+        head: Tensor = self.head(x)
+        return head
+
+
+BODIES: dict[str, type[ContextAggregation] | type[UNet]] = {
+    "can": ContextAggregation,
+    "unet": UNet,
+}
+
+
+class HypercolumnNetwork(ProposalNetwork):
+    """The paper's f, at full resolution.
+
+    Layer 1 is an affine projection of the 1,479-channel hypercolumn. It is linear, as is bilinear
+    upsampling, so each level is projected at its own resolution, upsampled and added: the same
+    numbers, and the tensor of 1,479 channels never exists. All but the prompt's channels is
+    computed once for an image.
+    """
+
+    output_stride = 1
+    multiple = 1
+
+    def __init__(self, config: ProposalConfig) -> None:
+        super().__init__(config)
+        self.levels = _level_specs(config.encoder)
+        self.project_rgb = nn.Conv2d(3, config.width, 1)
+        self.project_levels = nn.ModuleList(
+            nn.Conv2d(level.channels, config.width, 1, bias=False) for level in self.levels
+        )
+        self.project_prompt = nn.Conv2d(config.prompt.count, config.width, 1, bias=False)
+        self.body = BODIES[config.body](config.width, config.heads, width=config.width)
+
+    def project(self, rgb: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """See `ProposalNetwork.project`; one map, (B, width, H, W)."""
+        total: Tensor = self.project_rgb(rgb)
+        for project, feature in zip(self.project_levels, features, strict=True):
+            total = total + F.interpolate(
+                project(feature), rgb.shape[-2:], mode="bilinear", align_corners=False
+            )
+        return (total,)
+
+    def forward(self, projected: Sequence[Tensor], prompt: Prompt) -> Decoded:
+        """See `ProposalNetwork.forward`."""
+        (image,) = projected
+        channels = self.config.prompt.draw(prompt, (image.shape[-2], image.shape[-1]))
+        return Decoded(self.body(image + self.project_prompt(channels)), ())
+
+
+class _Convolution(nn.Sequential):
+    """3x3 convolution and leaky ReLU behind a group normalisation."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            nn.GroupNorm(8, inputs),
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.LeakyReLU(SLOPE, inplace=True),
+        )
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_Convolution(width, width), nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.body(x)
+        return out
+
+
+class _Attention(nn.Module):
+    """A transformer block over the cells of a coarse map, with a depthwise convolution before.
+
+    The convolution gives the attention its sense of place, so that any size of map will do.
+    """
+
+    def __init__(self, width: int, *, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.place = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.merge = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.place(x)
+        batch, width, height, columns = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        parts = self.qkv(self.norm_attention(tokens))
+        parts = parts.view(batch, -1, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(*parts.unbind(0))
+        tokens = tokens + self.merge(attended.transpose(1, 2).flatten(2))
+        tokens = tokens + self.mlp(self.norm_mlp(tokens))
+        return tokens.transpose(1, 2).unflatten(2, (height, columns))
+
+
+class _Similarity(nn.Module):
+    """How alike each cell is to the cells that were clicked.
+
+    What a distance transform is in the plane, this is in feature space: for each of a few learned
+    subspaces the largest cosine to a positive and to a negative click.
+    """
+
+    def __init__(self, inputs: int, *, subspaces: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.subspaces = subspaces
+        self.stride = stride
+        self.embed = nn.Conv2d(inputs, subspaces * width, 1)
+
+    @property
+    def count(self) -> int:
+        """Number of channels that `forward` gives."""
+        return 2 * self.subspaces
+
+    def describe(self, x: Tensor) -> Tensor:
+        """Unit vectors of each cell and subspace, (B, subspaces * width, h, w)."""
+        parts = self.embed(x).unflatten(1, (self.subspaces, -1))
+        return F.normalize(parts.float(), dim=2, eps=1e-3).flatten(1, 2).to(x.dtype)
+
+    def forward(self, described: Tensor, clicks: Tensor) -> Tensor:
+        """Similarity maps, (B, 2 * subspaces, h, w) in [-1, 1]; 0 where there is no click."""
+        batch, _, height, width = described.shape
+        size = clicks.new_tensor([width, height]) * self.stride
+        places = ((clicks[..., :2] + 0.5) / size * 2 - 1).unsqueeze(2)
+        sampled = F.grid_sample(
+            described.float(), places, align_corners=False, padding_mode="border"
+        )
+        sampled = sampled.squeeze(-1).unflatten(1, (self.subspaces, -1))
+        cells = described.flatten(2).unflatten(1, (self.subspaces, -1))
+        cosine = torch.einsum("bsck,bscn->bskn", sampled.to(cells.dtype), cells).float()
+        maps = []
+        for wanted in (clicks[..., 2] > 0, clicks[..., 2] < 0):
+            hidden = cosine.masked_fill(~wanted[:, None, :, None], -2.0).amax(2)
+            maps.append(torch.where(hidden < -1.5, torch.zeros_like(hidden), hidden))
+        return torch.cat(maps, 1).unflatten(2, (height, width))
+
+
+class PyramidNetwork(ProposalNetwork):
+    """f on a pyramid: context at stride 16, outlines at stride 2.
+
+    Needs an encoder with levels at strides 4, 8 and 16. At stride 16 a few attention blocks see
+    the whole image at once; the finer levels sharpen what they found. The click enters at every
+    level.
+    """
+
+    output_stride = 2
+    multiple = 16
+    _widths = (128, 64, 48, 24)
+
+    def __init__(self, config: ProposalConfig) -> None:
+        super().__init__(config)
+        specs = _level_specs(config.encoder)
+        if not {4, 8, 16} <= {level.stride for level in specs}:
+            raise WeightsError(
+                f"The pyramid needs levels at strides 4, 8 and 16; '{config.encoder}' lacks one.",
+                remedy="Use the encoder mobilesam.",
+            )
+        self._of_stride = {
+            stride: [i for i, level in enumerate(specs) if level.stride == stride]
+            for stride in (4, 8, 16)
+        }
+        coarse, middle, fine, finest = self._widths
+        prompt = config.prompt.count
+
+        def lateral(stride: int, width: int) -> nn.Conv2d:
+            return nn.Conv2d(sum(specs[i].channels for i in self._of_stride[stride]), width, 1)
+
+        self.lateral16, self.lateral8, self.lateral4 = (
+            lateral(16, coarse),
+            lateral(8, middle),
+            lateral(4, fine),
+        )
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, finest, 3, stride=2, padding=1),
+            nn.LeakyReLU(SLOPE, inplace=True),
+            nn.Conv2d(finest, finest, 3, padding=1),
+        )
+        self.similarity16 = _Similarity(coarse, subspaces=8, width=16, stride=16)
+        self.similarity8 = _Similarity(middle + coarse, subspaces=6, width=12, stride=8)
+        self.prompt16 = nn.Conv2d(prompt + self.similarity16.count, coarse, 3, padding=1)
+        self.prompt8 = nn.Conv2d(prompt + self.similarity8.count, middle, 3, padding=1)
+        self.prompt4 = nn.Conv2d(prompt, fine, 3, padding=1)
+        self.prompt2 = nn.Conv2d(prompt, finest, 3, padding=1)
+        self.context = nn.Sequential(*(_Attention(coarse) for _ in range(3)))
+        self.down8 = nn.Conv2d(coarse, middle, 1)
+        self.refine8 = nn.Sequential(_Residual(middle), _Residual(middle))
+        self.down4 = nn.Conv2d(middle, fine, 1)
+        self.refine4 = nn.Sequential(_Residual(fine), _Residual(fine))
+        self.down2 = nn.Conv2d(fine, finest, 1)
+        self.refine2 = _Residual(finest)
+        self.propose4 = nn.Conv2d(fine, config.heads, 1)
+        self.propose2 = nn.Conv2d(finest, config.heads, 1)
+
+    def project(self, rgb: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """See `ProposalNetwork.project`; maps at strides 16, 8, 4, 2 and the descriptors."""
+
+        def level(stride: int) -> Tensor:
+            return torch.cat([features[i] for i in self._of_stride[stride]], 1)
+
+        p16, p8 = self.lateral16(level(16)), self.lateral8(level(8))
+        p4, p2 = self.lateral4(level(4)), self.stem(rgb)
+        both = torch.cat([p8, _upsample(p16, p8)], 1)
+        return p16, p8, p4, p2, self.similarity16.describe(p16), self.similarity8.describe(both)
+
+    def forward(self, projected: Sequence[Tensor], prompt: Prompt) -> Decoded:
+        """See `ProposalNetwork.forward`."""
+        p16, p8, p4, p2, s16, s8 = projected
+
+        def draw(like: Tensor, stride: int) -> Tensor:
+            size = (like.shape[-2], like.shape[-1])
+            return self.config.prompt.draw(prompt, size, stride=stride)
+
+        seen = torch.cat([draw(p16, 16), self.similarity16(s16, prompt.clicks)], 1)
+        x16 = self.context(p16 + self.prompt16(seen))
+        seen = torch.cat([draw(p8, 8), self.similarity8(s8, prompt.clicks)], 1)
+        x8 = self.refine8(p8 + self.prompt8(seen) + _upsample(self.down8(x16), p8))
+        x4 = self.refine4(p4 + self.prompt4(draw(p4, 4)) + _upsample(self.down4(x8), p4))
+        x2 = self.refine2(p2 + self.prompt2(draw(p2, 2)) + _upsample(self.down2(x4), p2))
+        logits = self.propose2(x2) + _upsample(self.propose4(x4), p2)
+        return Decoded(logits, (x16, x4))
+
+
+def _upsample(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+ARCHITECTURES: dict[str, type[ProposalNetwork]] = {
+    "hypercolumn": HypercolumnNetwork,
+    "pyramid": PyramidNetwork,
+}
+
+
+def build_proposal_network(config: ProposalConfig) -> ProposalNetwork:
+    """Build f with random weights.
+
+    Raises
+    ------
+    WeightsError
+        If the architecture is unknown.
+    """
+    try:
+        return ARCHITECTURES[config.architecture](config)
+    except KeyError as error:
+        raise WeightsError(
+            f"The architecture of f names {error}, which is unknown.",
+            remedy=f"Known are {', '.join(ARCHITECTURES)}; was the file written by a newer version?",
+        ) from None
