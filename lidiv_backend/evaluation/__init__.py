@@ -1,0 +1,1 @@
+"""Measuring methods in clicks: protocols, data sets, classical baselines, reports."""

@@ -1,0 +1,104 @@
+"""Methods by name: presets, folders of weights, classical systems, anybody's own object."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from lidiv_backend.clicks import Click
+from lidiv_backend.errors import BadRequestError
+from lidiv_backend.evaluation.protocols import Method
+
+#: Name -> class of the classical system; imported when it is used, for it needs more packages.
+CLASSICAL: dict[str, tuple[str, str]] = {}
+
+#: Longest side of the image for the classical systems, pixels.
+CLASSICAL_LONGEST_SIDE = 320
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """A method that was asked for.
+
+    Parameters
+    ----------
+    label
+        What it is called in tables and pictures.
+    source
+        ``paper``, ``default``, another preset, a folder of weights, a classical system's name, or
+        ``module:callable`` for a callable without arguments that returns a `Method`.
+    longest_side
+        Classical systems work on the image reduced to this; None for its full size.
+    """
+
+    label: str
+    source: str
+    longest_side: int | None = CLASSICAL_LONGEST_SIDE
+
+    @classmethod
+    def parse(cls, text: str, *, longest_side: int | None = CLASSICAL_LONGEST_SIDE) -> MethodSpec:
+        """Read ``source`` or ``label=source`` as it is typed."""
+        label, equals, source = text.partition("=")
+        if not equals:
+            label, source = Path(text).name if "/" in text else text, text
+        if not label or not source:
+            raise BadRequestError(
+                f"{text!r} names no method.", remedy="Write a name, or label=name."
+            )
+        return cls(label=label, source=source, longest_side=longest_side)
+
+
+def load_method(spec: MethodSpec) -> Method:
+    """Make a method ready, imports and first-use costs included.
+
+    Parameters
+    ----------
+    spec
+        Which.
+
+    Raises
+    ------
+    LidivError
+        If there is no such method or its weights or packages are missing.
+    """
+    method = _make(spec)
+    # What is paid once for each process is no part of the time of a click.
+    rgb = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    method.predict(
+        method.embed(rgb), [Click(x=64, y=48, positive=True), Click(x=3, y=3, positive=False)]
+    )
+    return method
+
+
+def _make(spec: MethodSpec) -> Method:
+    if spec.source in CLASSICAL:
+        module, name = CLASSICAL[spec.source]
+        try:
+            system = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            raise BadRequestError(
+                f"{spec.source} needs the package {error.name}, which is not installed.",
+                remedy="Install lidiv-backend[classical].",
+            ) from error
+        return cast(Method, system(longest_side=spec.longest_side))
+    module, colon, name = spec.source.partition(":")
+    if colon and not Path(spec.source).exists():
+        try:
+            return cast(Method, getattr(importlib.import_module(module), name)())
+        except (ImportError, AttributeError) as error:
+            raise BadRequestError(
+                f"The method {spec.source} cannot be imported: {error}.",
+                remedy="Write module:callable, with the module on the Python path.",
+            ) from error
+    from lidiv_backend.predictor import Predictor
+
+    return Predictor.from_pretrained(spec.source)
+
+
+def version_of(method: Method) -> str:
+    """Name of the method's weights and parameters, its class where it has no ``version``."""
+    return str(getattr(method, "version", type(method).__qualname__))
