@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from lidiv_backend.errors import DataError
@@ -163,3 +164,48 @@ def hash_split(name: str) -> str:
     """
     digest = hashlib.sha256(name.encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
+
+
+Item = TypeVar("Item")
+
+
+def take_part(
+    items: Sequence[Item], split: str | None, *, name: Callable[[Item], str], what: str
+) -> list[Item]:
+    """Take the part of a set without parts of its own, by `hash_split`.
+
+    Parameters
+    ----------
+    items
+        The images.
+    split
+        ``train`` or ``val``; None for all.
+    name
+        Gives an image's name.
+    what
+        What the set is called, for messages.
+
+    Returns
+    -------
+    list
+        The items of this part, in their order.
+
+    Raises
+    ------
+    DataError
+        If there is no such part, or nothing falls into it.
+    """
+    if split is None:
+        return list(items)
+    if split not in ("train", "val"):
+        raise DataError(
+            f"{what} has no split {split!r}.",
+            remedy="Without splits of its own, it has train, val.",
+        )
+    part = [item for item in items if hash_split(name(item)) == split]
+    if not part:
+        raise DataError(
+            f"{what} is so small that no image falls into its split {split!r}.",
+            remedy="Use all of it, or add images.",
+        )
+    return part
