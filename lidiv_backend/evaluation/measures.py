@@ -203,7 +203,7 @@ def bootstrap_mean(values: Values, *, draws: int = 2000, seed: int = 0) -> Inter
     Interval
         All NaN if there is no value; no wider than a point if there is one object and one seed.
     """
-    values = values.reshape(len(values), -1)
+    values = values[:, np.newaxis] if values.ndim == 1 else values
     present = ~np.isnan(values)
     if not present.any():
         return Interval(mean=np.nan, low=np.nan, high=np.nan)
