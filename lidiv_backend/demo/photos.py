@@ -1,0 +1,65 @@
+"""The photos of the demo: those that come inside scikit-image's package."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+
+from lidiv_backend.errors import LidivError
+
+#: Files in the package's `data` folder that are photos of things one can click on.
+PHOTOS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "motorcycle_left.png",
+    "camera.png",
+    "coins.png",
+    "ihc.png",
+)
+
+
+def write_photos(folder: Path) -> list[Path]:
+    """Put the demo's photos into a folder, as JPEG.
+
+    Photos that are there already are left alone.
+
+    Parameters
+    ----------
+    folder
+        Made if missing.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files, in the order of `PHOTOS`.
+
+    Raises
+    ------
+    LidivError
+        If scikit-image or one of the photos is missing.
+    """
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise LidivError(
+            "The demo's photos come with scikit-image, which is not installed.",
+            remedy='Run `make demo`, or `pip install "lidiv-backend[classical]"`.',
+        )
+    source_folder = Path(spec.origin).parent / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in PHOTOS:
+        target = folder / f"{Path(name).stem}.jpg"
+        if not target.exists():
+            pixels = cv2.imread(str(source_folder / name), cv2.IMREAD_COLOR)
+            if pixels is None:
+                raise LidivError(
+                    f"scikit-image has no readable photo {name}.",
+                    remedy="Install scikit-image 0.24 or later.",
+                )
+            cv2.imwrite(str(target), pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        written.append(target)
+    return written
