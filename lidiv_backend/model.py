@@ -1,0 +1,280 @@
+"""A folder of trained weights: f, g and ``model.json``, which says what they are.
+
+``model.json`` names the architecture, the encoder by checksum, the checksums of the weights, how
+they were trained and what they scored. Commands write it; nobody types it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lidiv_backend.errors import WeightsError
+from lidiv_backend.networks.encoders import encoder_checksum
+from lidiv_backend.networks.proposal import (
+    ProposalConfig,
+    ProposalNetwork,
+    build_proposal_network,
+)
+from lidiv_backend.networks.selection import (
+    SelectionConfig,
+    SelectionNetwork,
+    build_selection_network,
+)
+from lidiv_backend.weights import load_tensors, sha256_of
+
+_FORMAT = 1
+_DESCRIPTION = "model.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """At what resolution the networks see an image.
+
+    Parameters
+    ----------
+    longest_side
+        The image is resized so that its longer side has so many pixels; None keeps its size.
+    max_pixels
+        A larger image is shrunk to so many pixels; None for no limit.
+    """
+
+    longest_side: int | None = None
+    max_pixels: int | None = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What ``model.json`` holds.
+
+    Parameters
+    ----------
+    name
+        The preset or experiment, for people.
+    proposal, selection
+        Architectures of f and g; without g the outputs of f are taken in their own order.
+    input
+        At what resolution the networks see an image.
+    training
+        How it was trained, as the trainer wrote it.
+    results
+        What it scored, as `lidiv evaluate` wrote it.
+    """
+
+    name: str
+    proposal: ProposalConfig
+    selection: SelectionConfig | None
+    input: InputConfig = InputConfig()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Networks with trained weights.
+
+    Parameters
+    ----------
+    description
+        What they are.
+    version
+        Name and checksum, for example ``default-1a2b3c4d5e``.
+    proposal, selection
+        f and g.
+    """
+
+    description: ModelDescription
+    version: str
+    proposal: ProposalNetwork
+    selection: SelectionNetwork | None
+
+
+def weights_folder(name: str | Path) -> Path:
+    """Folder of a preset's weights, or the folder itself.
+
+    Raises
+    ------
+    WeightsError
+        If neither exists.
+    """
+    folder = Path(name)
+    if (folder / _DESCRIPTION).is_file():
+        return folder
+    presets = Path(os.environ.get("LIDIV_WEIGHTS") or Path(__file__).parents[1] / "weights")
+    if (presets / folder / _DESCRIPTION).is_file():
+        return presets / folder
+    known = sorted(path.parent.name for path in presets.glob(f"*/{_DESCRIPTION}"))
+    raise WeightsError(
+        f"There are no weights '{name}': neither is it a folder with {_DESCRIPTION}, nor is it a "
+        f"preset in {presets}.",
+        remedy=f"Presets there: {', '.join(known) or 'none'}. LIDIV_WEIGHTS names another folder.",
+    )
+
+
+def read_description(folder: Path) -> ModelDescription:
+    """Read ``model.json``.
+
+    Raises
+    ------
+    WeightsError
+        If it is missing, damaged, of a newer format or for another encoder.
+    """
+    values = _read_json(folder)
+    try:
+        encoder = values["encoder"]
+        if encoder is not None and encoder["sha256"] != encoder_checksum(encoder["name"]):
+            raise WeightsError(
+                f"The weights in {folder} were trained on another file of {encoder['name']} "
+                f"({encoder['sha256'][:8]}...).",
+                remedy="Use the version of LiDiv that they came with, or train again.",
+            )
+        selection = values["selection"]
+        return ModelDescription(
+            name=values["name"],
+            proposal=ProposalConfig.from_json(values["proposal"]),
+            selection=None if selection is None else SelectionConfig(**selection),
+            input=InputConfig(**values["input"]),
+            training=values["training"],
+            results=values["results"],
+        )
+    except (KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{folder / _DESCRIPTION} is not what this version writes ({error}).",
+            remedy="Use the version of LiDiv that wrote it.",
+        ) from error
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / _DESCRIPTION
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise WeightsError(
+            f"{path} is not of format {_FORMAT}.", remedy="Use the version that wrote it."
+        )
+    return values
+
+
+def load_model(name: str | Path) -> Model:
+    """Load f and g.
+
+    Parameters
+    ----------
+    name
+        A preset (``default``, ``paper``) or a folder.
+
+    Raises
+    ------
+    WeightsError
+        If something is missing, damaged, or does not fit together.
+    """
+    folder = weights_folder(name)
+    description = read_description(folder)
+    files: dict[str, str] = _read_json(folder)["files"]
+    proposal = build_proposal_network(description.proposal)
+    _fill(proposal, folder, "f.safetensors", files)
+    selection = None
+    if description.selection is not None:
+        selection = build_selection_network(description.selection)
+        _fill(selection, folder, "g.safetensors", files)
+    return Model(
+        description=description,
+        version=_version(description, files),
+        proposal=proposal.eval().requires_grad_(False),
+        selection=None if selection is None else selection.eval().requires_grad_(False),
+    )
+
+
+def _fill(network: torch.nn.Module, folder: Path, name: str, files: Mapping[str, str]) -> None:
+    tensors = load_tensors(folder / name, sha256=files[name])
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{folder / name} does not fit the architecture in {_DESCRIPTION}: {error}"
+        ) from error
+
+
+def _version(description: ModelDescription, files: Mapping[str, str]) -> str:
+    identity = json.dumps(
+        [description.proposal.to_json(), asdict(description.input), sorted(files.items())],
+        sort_keys=True,
+    )
+    return f"{description.name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
+
+def save_model(
+    folder: Path,
+    description: ModelDescription,
+    proposal: Mapping[str, Tensor],
+    selection: Mapping[str, Tensor] | None,
+) -> str:
+    """Write a folder of weights; each file aside first and then renamed.
+
+    Parameters
+    ----------
+    folder
+        Made if missing.
+    description
+        What the weights are.
+    proposal, selection
+        State dicts of f and g.
+
+    Returns
+    -------
+    str
+        The version.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, tensors in (("f.safetensors", proposal), ("g.safetensors", selection)):
+        if tensors is None:
+            continue
+        aside = folder / f"{name}.part"
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(plain, aside)
+        files[name] = sha256_of(aside)
+        aside.replace(folder / name)
+    _write_description(folder, description, files)
+    return _version(description, files)
+
+
+def _write_description(
+    folder: Path, description: ModelDescription, files: Mapping[str, str]
+) -> None:
+    encoder = description.proposal.encoder
+    values = {
+        "format": _FORMAT,
+        "name": description.name,
+        "proposal": description.proposal.to_json(),
+        "selection": None if description.selection is None else description.selection.to_json(),
+        "encoder": None
+        if encoder is None
+        else {"name": encoder, "sha256": encoder_checksum(encoder)},
+        "input": asdict(description.input),
+        "files": dict(files),
+        "training": dict(description.training),
+        "results": dict(description.results),
+    }
+    aside = folder / f"{_DESCRIPTION}.part"
+    aside.write_text(json.dumps(values, indent=1) + "\n")
+    aside.replace(folder / _DESCRIPTION)
+
+
+def record_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Add what was measured to ``model.json``; the version does not change."""
+    description = read_description(folder)
+    merged = {**description.results, **results}
+    files = _read_json(folder)["files"]
+    _write_description(folder, replace(description, results=merged), files)

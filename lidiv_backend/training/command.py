@@ -1,0 +1,131 @@
+"""The command `lidiv train`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lidiv_backend.errors import BadRequestError
+from lidiv_backend.training.config import PRESETS, TrainingConfig, training_preset
+
+_Config = TypeVar("_Config")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `lidiv train`."""
+    parser.add_argument("preset", choices=sorted(PRESETS), help="what to train")
+    parser.add_argument(
+        "--data",
+        help="data set such as shards:/path, folder:/path, coco:/images,/annotations.json; "
+        "shards:$LIDIV_DATA/train if not given",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--steps", type=int, help="optimiser steps instead of the preset's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting, such as crop=256, proposal.heads=1, loss.task='\"l1\"', "
+        "selection=null; values are JSON",
+    )
+    parser.add_argument("--precision", default="auto", choices=["auto", "no", "bf16", "fp16"])
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read images")
+    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--validate-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes, resumably")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `lidiv train`."""
+    from lidiv_backend.training.data import open_image_set
+    from lidiv_backend.training.pictures import draw_run
+    from lidiv_backend.training.trainer import RunOptions, Trainer
+
+    config = training_preset(args.preset)
+    if args.steps is not None:
+        config = dataclasses.replace(config, steps=args.steps)
+    for assignment in args.set:
+        config = override(config, assignment)
+    spec = args.data or default_data()
+    options = RunOptions(
+        folder=args.out,
+        precision=args.precision,
+        cpu=args.cpu,
+        workers=args.workers,
+        checkpoint_every=args.checkpoint_every,
+        validate_every=args.validate_every,
+        resume=args.resume,
+        time_limit=None if args.minutes is None else args.minutes * 60,
+    )
+    trainer = Trainer(
+        config,
+        options,
+        open_image_set(spec, split="train"),
+        open_image_set(spec, split="val"),
+    )
+    weights = trainer.run()
+    if trainer.accelerator.is_main_process:
+        picture = draw_run(args.out)
+        print(f"weights: {weights}\npicture: {picture}")
+    return 0
+
+
+def default_data() -> str:
+    """The shared pool under ``LIDIV_DATA``.
+
+    Raises
+    ------
+    BadRequestError
+        If the variable is not set.
+    """
+    folder = os.environ.get("LIDIV_DATA")
+    if not folder:
+        raise BadRequestError(
+            "No data set was named.",
+            remedy="Give --data, or set LIDIV_DATA to the folder that holds train/.",
+        )
+    return f"shards:{folder}/train"
+
+
+def override(config: _Config, assignment: str) -> _Config:
+    """Change one setting, ``name=value`` or ``part.name=value`` with a JSON value.
+
+    Raises
+    ------
+    BadRequestError
+        If there is no such setting, or the value is not JSON.
+    """
+    name, _, text = assignment.partition("=")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise BadRequestError(
+            f"The value in --set {assignment} is not JSON.",
+            remedy="Write texts in double quotes: loss.task='\"l1\"'.",
+        ) from None
+    return _assign(config, name.split("."), value, assignment)
+
+
+def _assign(config: Any, path: list[str], value: Any, assignment: str) -> Any:
+    names = {field.name for field in dataclasses.fields(config)}
+    if path[0] not in names:
+        raise BadRequestError(
+            f"--set {assignment}: there is no setting '{path[0]}'.",
+            remedy=f"Known are {', '.join(sorted(names))}.",
+        )
+    current = getattr(config, path[0])
+    if len(path) > 1:
+        value = _assign(current, path[1:], value, assignment)
+    elif isinstance(current, tuple) and isinstance(value, list):
+        value = tuple(value)
+    return dataclasses.replace(config, **{path[0]: value})
+
+
+__all__ = ["TrainingConfig", "add_arguments", "default_data", "override", "run"]

@@ -1,0 +1,172 @@
+"""How a model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lidiv_backend.errors import BadRequestError
+from lidiv_backend.model import InputConfig
+from lidiv_backend.networks.prompt import PromptChannels
+from lidiv_backend.networks.proposal import ProposalConfig
+from lidiv_backend.networks.selection import SelectionConfig
+from lidiv_backend.training.simulation import DosProtocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What f is trained to minimise; every term is inside the minimum of Eq. 5.
+
+    Parameters
+    ----------
+    task
+        ``jaccard`` (Eq. 3), ``cross_entropy`` or ``l1`` (Table 3).
+    focal
+        Weight of the normalised focal loss.
+    clicks
+        Weight of the click term (Eq. 4); 0 is "without soft constraints".
+    ranked
+        Add the ranked diversity term (Eq. 7).
+    relaxation
+        Part of the mean over all M in the loss, so that no head dies; 0 in the paper.
+    """
+
+    task: Literal["jaccard", "cross_entropy", "l1"] = "jaccard"
+    focal: float = 0.0
+    clicks: float = 1.0
+    ranked: bool = False
+    relaxation: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides what comes out of `lidiv train`, apart from the data.
+
+    Parameters
+    ----------
+    name
+        Preset or experiment.
+    proposal, selection
+        Architectures of f and g; no g for ranked diversity.
+    input
+        At what resolution the trained networks see an image.
+    loss
+        What f minimises.
+    joint
+        Train g beside f on f's detached outputs; otherwise g follows f, as in the paper.
+    steps
+        Number of optimiser steps for f (and, unless joint, again for g).
+    images, targets
+        Images for a step, and objects for each image.
+    crop
+        Side of the square that is cut from each image, in pixels; None takes the whole image at
+        its size, one image a step.
+    zoom
+        Least and largest factor by which an image is scaled before the crop.
+    rate, warmup, decay
+        Learning rate, steps until it is reached, and weight decay. With ``warmup`` 0 the rate is
+        constant (the paper); otherwise it then falls to 0 along a cosine.
+    averaging
+        Decay of the moving average of the weights that is kept as the result; 0 keeps the last.
+    iterations
+        Probabilities of 0, 1, 2, ... further clicks placed where the mask is wrong (RITM).
+    dos
+        Probability that an example begins with a set of clicks after Xu et al. rather than one.
+    dos_protocol
+        How those are drawn.
+    kinds
+        How often a mask of each kind is drawn, relative to the others.
+    merged
+        Probability that two objects of an image are merged into one.
+    jitter
+        Strength of the colour augmentation; 0 for none.
+    seed
+        Seed of everything random.
+    """
+
+    name: str
+    proposal: ProposalConfig
+    selection: SelectionConfig | None
+    input: InputConfig = InputConfig()
+    loss: LossConfig = LossConfig()
+    joint: bool = False
+    steps: int = 100_000
+    images: int = 1
+    targets: int = 1
+    crop: int | None = None
+    zoom: tuple[float, float] = (1.0, 1.0)
+    rate: float = 1e-4
+    warmup: int = 0
+    decay: float = 0.0
+    averaging: float = 0.0
+    iterations: tuple[float, ...] = (1.0,)
+    dos: float = 1.0
+    dos_protocol: DosProtocol = DosProtocol()
+    kinds: Mapping[str, float] = field(default_factory=lambda: {"instance": 1.0})
+    merged: float = 0.0
+    jitter: float = 0.0
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``model.json``, without what it says elsewhere."""
+        values = asdict(self)
+        for key in ("name", "proposal", "selection", "input"):
+            del values[key]
+        return values
+
+
+_ALL_KINDS = {"instance": 1.0, "component": 0.25, "part": 0.35, "region": 0.5, "merged": 1.0}
+
+PRESETS: dict[str, TrainingConfig] = {
+    "paper": TrainingConfig(
+        name="paper",
+        proposal=ProposalConfig(),
+        selection=SelectionConfig(),
+        # The pool's stand-in for SBD: 100 epochs of one mask a step.
+        steps=300_000,
+        kinds={"instance": 1.0, "component": 0.25},
+    ),
+    "default": TrainingConfig(
+        name="default",
+        proposal=ProposalConfig(
+            architecture="pyramid",
+            encoder="mobilesam",
+            prompt=PromptChannels(previous=True, radius=1.0),
+        ),
+        selection=SelectionConfig(architecture="pooled"),
+        input=InputConfig(longest_side=640, max_pixels=None),
+        loss=LossConfig(focal=1.0, clicks=0.1, relaxation=0.05),
+        joint=True,
+        steps=30_000,
+        images=6,
+        targets=3,
+        crop=320,
+        zoom=(0.9, 2.0),
+        rate=1e-3,
+        warmup=200,
+        decay=0.01,
+        averaging=0.998,
+        iterations=(0.34, 0.22, 0.16, 0.12, 0.09, 0.07),
+        dos=0.2,
+        kinds=_ALL_KINDS,
+        merged=0.05,
+        jitter=0.3,
+    ),
+}
+
+
+def training_preset(name: str) -> TrainingConfig:
+    """The settings of a preset.
+
+    Raises
+    ------
+    BadRequestError
+        If there is no such preset.
+    """
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise BadRequestError(
+            f"There is no training preset '{name}'.", remedy=f"Known are {', '.join(PRESETS)}."
+        ) from None

@@ -1,0 +1,182 @@
+"""What f and g minimise, in one module, so that several processes can share a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lidiv_backend.clicks import click_maps
+from lidiv_backend.losses import (
+    absolute_difference,
+    click_loss,
+    cross_entropy,
+    hard_iou,
+    hindsight_loss,
+    jaccard_loss,
+    normalised_focal_loss,
+    ranked_diversity_weights,
+)
+from lidiv_backend.networks.prompt import Prompt
+from lidiv_backend.networks.proposal import Decoded, ProposalNetwork
+from lidiv_backend.networks.selection import SelectionNetwork
+from lidiv_backend.training.config import LossConfig
+
+_TASKS = {
+    "jaccard": jaccard_loss,
+    "cross_entropy": cross_entropy,
+    "l1": absolute_difference,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a step found, each (B, M) unless said otherwise.
+
+    Parameters
+    ----------
+    loss
+        Scalar to minimise.
+    iou
+        IoU of each hard mask.
+    rated
+        What g gave, or None.
+    masks
+        (B, M, h, w) in [0, 1], without gradient.
+    """
+
+    loss: Tensor
+    iou: Tensor
+    rated: Tensor | None
+    masks: Tensor
+
+    @property
+    def selected(self) -> Tensor:
+        """(B,) index of the mask that would be shown."""
+        if self.rated is None:
+            return torch.zeros(len(self.iou), dtype=torch.long, device=self.iou.device)
+        return self.rated.argmax(1)
+
+
+def proposal_objective(
+    truth: Tensor, logits: Tensor, clicked: Tensor, valid: Tensor, config: LossConfig
+) -> Tensor:
+    """Loss of f: Eq. 5 with its variants.
+
+    Parameters
+    ----------
+    truth, valid
+        (B, 1, H, W) of 0 and 1.
+    logits
+        (B, M, H, W).
+    clicked
+        (B, 2, H, W), exactly the clicked pixels.
+    config
+        Which terms.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+    """
+    masks = logits.sigmoid()
+    task = _TASKS[config.task](truth, masks, valid)
+    per_mask = task
+    if config.focal:
+        per_mask = per_mask + config.focal * normalised_focal_loss(truth, logits, valid)
+    if config.clicks:
+        per_mask = per_mask + config.clicks * click_loss(clicked, masks)
+    loss = (1 - config.relaxation) * hindsight_loss(per_mask)
+    if config.relaxation:
+        loss = loss + config.relaxation * per_mask.mean()
+    if config.ranked:
+        weights = ranked_diversity_weights(masks.shape[1]).to(task)
+        loss = loss + (task * weights).sum(1).mean()
+    return loss
+
+
+class TrainingStep(nn.Module):
+    """f and g with their losses.
+
+    Parameters
+    ----------
+    proposal, selection
+        f and g; without g only f is trained.
+    loss
+        What f minimises.
+    train_proposal
+        False in g's phase: f is frozen.
+    """
+
+    def __init__(
+        self,
+        proposal: ProposalNetwork,
+        selection: SelectionNetwork | None,
+        *,
+        loss: LossConfig,
+        train_proposal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.proposal = proposal
+        self.selection = selection
+        self.loss = loss
+        self.train_proposal = train_proposal
+
+    def forward(
+        self,
+        rgb: Tensor,
+        features: Sequence[Tensor],
+        owner: Tensor,
+        prompt: Prompt,
+        truth: Tensor,
+        valid: Tensor,
+    ) -> Outcome:
+        """One forward pass of a batch.
+
+        Parameters
+        ----------
+        rgb
+            float (I, 3, H, W) in [0, 1].
+        features
+            Levels of the encoder for the I images.
+        owner
+            int64 (B,): which image each example is of.
+        prompt
+            Clicks and previous masks of the B examples.
+        truth, valid
+            float (B, 1, H, W) of 0 and 1.
+        """
+        with torch.set_grad_enabled(self.train_proposal and torch.is_grad_enabled()):
+            projected = self.proposal.project(rgb, features)
+            decoded = self.proposal([part[owner] for part in projected], prompt)
+        return self._judge(rgb[owner], decoded, prompt, truth, valid)
+
+    def _judge(
+        self, rgb: Tensor, decoded: Decoded, prompt: Prompt, truth: Tensor, valid: Tensor
+    ) -> Outcome:
+        stride = self.proposal.output_stride
+        if stride > 1:
+            truth = nn.functional.avg_pool2d(truth, stride)
+            valid = (nn.functional.avg_pool2d(valid, stride) > 0.99).float()
+            # A pixel on the outline is neither: only clear ones are taught.
+            valid = valid * ((truth < 0.25) | (truth > 0.75)).float()
+            truth = (truth > 0.5).float()
+        logits = decoded.logits.float()
+        loss = logits.new_zeros(())
+        if self.train_proposal:
+            size = (logits.shape[-2], logits.shape[-1])
+            clicked = click_maps(prompt.clicks, size, stride=stride)
+            loss = proposal_objective(truth, logits, clicked, valid, self.loss)
+        masks = logits.detach().sigmoid()
+        iou = hard_iou(truth, masks, valid)
+        rated = None
+        if self.selection is not None:
+            # The pooled g does not care about order; the paper's must not learn it.
+            order = torch.randperm(masks.shape[1], device=masks.device)
+            features = [part.detach().float() for part in decoded.features]
+            shuffled = self.selection(rgb, prompt, masks[:, order], features).float()
+            loss = loss + self.selection.loss(shuffled, iou[:, order])
+            rated = torch.empty_like(shuffled).index_copy(1, order, shuffled).detach()
+        return Outcome(loss=loss, iou=iou, rated=rated, masks=masks)
