@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
+from lidiv_backend.training.simulation import distance_to
 
 # An object that lies in another by more than this part of itself is nested: merging adds nothing.
 _NESTED = 0.5
@@ -113,8 +114,7 @@ def _neighbours(objects: tuple[ObjectMask, ...], *, gap: float) -> list[set[int]
             if not _overlap(boxes[first], boxes[second], margin):
                 continue
             if near is None:
-                outside = np.ascontiguousarray(~item.mask[window]).view(np.uint8)
-                near = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= gap
+                near = distance_to(item.mask[window]) <= gap
             other = objects[second].mask[window]
             shared = int(np.count_nonzero(item.mask[window] & other))
             if shared <= _NESTED * min(areas[first], areas[second]) and (near & other).any():
