@@ -16,6 +16,7 @@ from lidiv_backend.errors import LidivError
 
 #: Command -> (module, what it does).
 COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("lidiv_backend.server.serve", "Answer Label Studio, under gunicorn."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
     "connect": ("lidiv_backend.labelstudio.connect", "Connect the backend to a Label Studio."),
     "demo": ("lidiv_backend.demo.command", "Try it in a browser: Label Studio, photos, backend."),

@@ -8,6 +8,7 @@ click, and are read one by one by `lidiv_backend.labelstudio.results`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -38,7 +39,7 @@ class SetupRequest(_Received):
         What the project's settings pass to the backend.
     """
 
-    project: str = ""
+    project: str = Field(default="", max_length=64)
     label_config: str = Field(alias="schema")
     hostname: str = ""
     access_token: SecretStr = SecretStr("")
@@ -74,7 +75,7 @@ class Result(_Received):
     With a ``Labels`` tag of its own every region comes as two results with one id.
     """
 
-    id: str = ""
+    id: str = Field(default="", max_length=64)
     type: str = ""
     from_name: str = ""
     to_name: str = ""
@@ -141,7 +142,7 @@ class PredictRequest(_Received):
     """Body of POST ``/predict``."""
 
     tasks: tuple[Task, ...] = Field(min_length=1)
-    project: str = ""
+    project: str = Field(default="", max_length=64)
     label_config: str
     params: Params = Field(default_factory=Params)
 
@@ -157,9 +158,25 @@ class PredictRequest(_Received):
 
 
 class WebhookProject(_Received):
-    """The project that an event belongs to."""
+    """The project that an event belongs to.
+
+    Parameters
+    ----------
+    id
+        Label Studio's number of the project.
+    created_at
+        When it was made; together with `id` it tells projects of several Label Studios apart.
+    """
 
     id: int
+    created_at: datetime | None = None
+
+    @property
+    def key(self) -> str:
+        """The project as `SetupRequest` and `PredictRequest` name it."""
+        if self.created_at is None:
+            return str(self.id)
+        return f"{self.id}.{int(self.created_at.timestamp())}"
 
 
 class WebhookAnnotation(_Received):
@@ -189,7 +206,7 @@ class WebhookEvent(_Received):
     are kept and otherwise ignored.
     """
 
-    action: str = Field(min_length=1)
+    action: str = Field(min_length=1, max_length=64)
     project: WebhookProject | None = None
     annotation: WebhookAnnotation | None = None
     annotations: tuple[WebhookAnnotation, ...] = ()

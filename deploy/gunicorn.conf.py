@@ -1,0 +1,21 @@
+"""Settings of gunicorn for a server of your own: `gunicorn -c deploy/gunicorn.conf.py`.
+
+`lidiv serve` uses the same ones from the package. Change them here, or by LIDIV_BIND, LIDIV_WORKERS
+and LIDIV_THREADS. Each worker holds a model of its own in memory; threads share it.
+"""
+
+from lidiv_backend.server.gunicorn_settings import (  # noqa: F401 - gunicorn reads these names
+    access_log_format,
+    accesslog,
+    bind,
+    graceful_timeout,
+    keepalive,
+    post_fork,
+    preload_app,
+    threads,
+    timeout,
+    worker_class,
+    worker_exit,
+    workers,
+    wsgi_app,
+)

@@ -1,0 +1,172 @@
+"""From the clicks of an interaction to the proposal that is showing.
+
+Label Studio resends all clicks at every click and no mask, so the whole interaction is replayed:
+a click is either a prompt, which asks the model for new proposals, or means *next proposal*. A memo
+of click prefixes makes every new click one pass through the model at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lidiv_backend.caching import BoundedCache
+from lidiv_backend.clicks import Click, validate_clicks
+from lidiv_backend.errors import BadClickError
+from lidiv_backend.labelstudio.engine import Engine
+from lidiv_backend.predictor import Proposal
+
+#: A click this close to the previous positive one means "next proposal": share of the image's
+#: longer side, and at most this share of the showing mask's square root of area, so that small
+#: objects can still be refined.
+NEAR_IMAGE, NEAR_MASK = 0.015, 0.25
+#: More clicks than this on one object are refused: each may cost a pass through the model.
+MAX_CLICKS = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Showing:
+    """Where an interaction stands.
+
+    Parameters
+    ----------
+    prompts
+        The clicks that the model was given, in order.
+    proposals
+        What the model proposed for them, best first; empty until there is a positive click.
+    index
+        Which proposal is showing, from 0.
+    cycling
+        For each click whether it meant "next proposal".
+    """
+
+    prompts: tuple[Click, ...] = ()
+    proposals: tuple[Proposal, ...] = ()
+    index: int = 0
+    cycling: tuple[bool, ...] = ()
+
+    @property
+    def shown(self) -> Proposal | None:
+        """The proposal that is showing, or None."""
+        return self.proposals[self.index] if self.proposals else None
+
+    @property
+    def text(self) -> str:
+        """What the annotator reads about it."""
+        return f"proposal {self.index + 1} of {len(self.proposals)}"
+
+
+def means_next(click: Click, earlier: Sequence[Click], showing: Showing, longer_side: int) -> bool:
+    """Tell whether a click asks for the next proposal.
+
+    Parameters
+    ----------
+    click
+        The new click.
+    earlier
+        All clicks before it.
+    showing
+        What they led to.
+    longer_side
+        Of the image, in pixels.
+
+    Returns
+    -------
+    bool
+        True for a positive click near the previous positive one. The points already there cannot
+        be clicked again, so annotators cycle around the prompt: the distance to the latest
+        positive click or to the latest positive prompt counts, whichever is smaller.
+    """
+    if not click.positive or showing.shown is None:
+        return False
+    landmarks = [
+        next((other for other in reversed(clicks) if other.positive), None)
+        for clicks in (earlier, showing.prompts)
+    ]
+    distance = min(
+        (math.hypot(click.x - other.x, click.y - other.y) for other in landmarks if other),
+        default=math.inf,
+    )
+    if distance > NEAR_IMAGE * longer_side:
+        return False
+    return distance <= NEAR_MASK * math.sqrt(float(showing.shown.mask.sum()))
+
+
+class Interactions:
+    """Replays interactions, remembering click prefixes.
+
+    Parameters
+    ----------
+    max_bytes
+        What the remembered masks may take.
+    """
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._memo: BoundedCache[tuple[str, str, tuple[Click, ...]], Showing] = BoundedCache(
+            max_bytes=max_bytes
+        )
+
+    def replay(self, engine: Engine, image: Any, clicks: Sequence[Click]) -> Showing:
+        """Follow the clicks.
+
+        Parameters
+        ----------
+        engine
+            The model.
+        image
+            The image's embedding, made by this engine.
+        clicks
+            All clicks so far, in pixels of the image.
+
+        Returns
+        -------
+        Showing
+            Where they lead.
+
+        Raises
+        ------
+        BadClickError
+            If there are too many clicks, or one is outside the image.
+        """
+        if len(clicks) > MAX_CLICKS:
+            raise BadClickError(
+                f"There are {len(clicks)} clicks on one object, more than {MAX_CLICKS}.",
+                remedy="Accept the mask and correct it with the brush.",
+            )
+        validate_clicks(clicks, height=image.height, width=image.width)
+        clicks = tuple(clicks)
+        known, showing = 0, Showing()
+        for count in range(len(clicks), 0, -1):
+            found = self._memo.get((image.key, engine.version, clicks[:count]))
+            if found is not None:
+                known, showing = count, found
+                break
+        for count in range(known + 1, len(clicks) + 1):
+            before = showing
+            showing = self._memo.get_or_compute(
+                (image.key, engine.version, clicks[:count]),
+                lambda: _follow(engine, image, clicks[:count], before),  # noqa: B023 - called now
+                size_of=lambda result: sum(proposal.mask.nbytes for proposal in result.proposals),
+            )
+        return showing
+
+
+def _follow(engine: Engine, image: Any, clicks: tuple[Click, ...], before: Showing) -> Showing:
+    """Take the last of the clicks from where the others led."""
+    *earlier, click = clicks
+    if means_next(click, earlier, before, max(image.height, image.width)):
+        return Showing(
+            prompts=before.prompts,
+            proposals=before.proposals,
+            index=(before.index + 1) % len(before.proposals),
+            cycling=(*before.cycling, True),
+        )
+    prompts = (*before.prompts, click)
+    proposals: tuple[Proposal, ...] = ()
+    # Negative clicks alone say what not to take, and there is nothing yet to take it from.
+    if any(prompt.positive for prompt in prompts):
+        previous = before.shown.mask if before.shown is not None else None
+        proposals = tuple(engine.predict(image, prompts, previous=previous))
+    return Showing(prompts=prompts, proposals=proposals, cycling=(*before.cycling, False))

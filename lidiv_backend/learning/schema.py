@@ -1,0 +1,144 @@
+"""The tables. A change here needs a migration, see `lidiv_backend/learning/migrations`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+def now() -> datetime:
+    """Return the time, with UTC as its zone."""
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time with zone; SQLite, which has none, keeps UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Turn a time into UTC on its way in."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give a time its zone on its way out."""
+        if value is None or value.tzinfo is not None:
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    # Names of constraints are fixed, so that migrations can refer to them on every database.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - as SQLAlchemy wants it
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+    }
+
+
+class ConnectionRow(Base):
+    """A project that connected itself by ``/setup``."""
+
+    __tablename__ = "connections"
+
+    #: ``"<id>.<created, seconds since 1970>"``, as in every request of the project.
+    project: Mapped[str] = mapped_column(String(64), primary_key=True)
+    hostname: Mapped[str] = mapped_column(Text)
+    #: Empty where the operator has set a token.
+    access_token: Mapped[str] = mapped_column(Text)
+    label_config: Mapped[str] = mapped_column(Text)
+    extra_params: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
+
+
+class InteractionRow(Base):
+    """An answer to clicks: what was shown, and how it came about."""
+
+    __tablename__ = "interactions"
+    __table_args__ = (Index("ix_interactions_key", "project", "task", "first_click"),)
+
+    #: Id of the region; it survives acceptance.
+    region_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    task: Mapped[int | None]
+    first_click: Mapped[str] = mapped_column(String(64))
+    interactive: Mapped[bool]
+    to_name: Mapped[str] = mapped_column(Text)
+    label: Mapped[str | None] = mapped_column(Text)
+    height: Mapped[int]
+    width: Mapped[int]
+    #: In order: ``{"id", "x", "y", "positive", "next"}``; x and y in per cent, ``next`` true where
+    #: the click asked for the next proposal.
+    clicks: Mapped[list[Any]]
+    #: Best first: ``{"score", "head"}``.
+    proposals: Mapped[list[Any]]
+    #: Index of the proposal that was shown.
+    shown: Mapped[int]
+    model_version: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class AnnotationRow(Base):
+    """An annotation as Label Studio last told of it."""
+
+    __tablename__ = "annotations"
+    __table_args__ = (UniqueConstraint("project", "annotation"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    #: Label Studio's number.
+    annotation: Mapped[int]
+    task: Mapped[int | None] = mapped_column(index=True)
+    #: The task's data, with the image's address.
+    task_data: Mapped[dict[str, Any]]
+    result: Mapped[list[Any]]
+    was_cancelled: Mapped[bool]
+    completed_by: Mapped[int | None]
+    lead_time: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
+    deleted_at: Mapped[datetime | None]
+
+
+class WebhookEventRow(Base):
+    """An event as it arrived, without its secrets."""
+
+    __tablename__ = "webhook_events"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    action: Mapped[str] = mapped_column(String(64), index=True)
+    project: Mapped[str | None] = mapped_column(String(64))
+    payload: Mapped[dict[str, Any]]
+    received_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class FailureRow(Base):
+    """One of the recent failures."""
+
+    __tablename__ = "failures"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(64))
+    message: Mapped[str] = mapped_column(Text)
+    remedy: Mapped[str] = mapped_column(Text)
+    request_id: Mapped[str] = mapped_column(String(64))
+    route: Mapped[str] = mapped_column(String(128))
+    task: Mapped[int | None]
+    happened_at: Mapped[datetime] = mapped_column(default=now)

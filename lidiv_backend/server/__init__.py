@@ -1,0 +1,1 @@
+"""The Flask application that Label Studio talks to."""

@@ -1,0 +1,47 @@
+"""Work that nobody waits for, bounded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+_LOG = logging.getLogger(__name__)
+
+
+class BackgroundPool:
+    """Threads for work that may be dropped; a `lidiv_backend.labelstudio.service.Background`.
+
+    Parameters
+    ----------
+    workers
+        How many things happen at once.
+    max_waiting
+        How many may be waiting or running; more are turned away.
+    """
+
+    def __init__(self, *, workers: int = 1, max_waiting: int = 64) -> None:
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="background")
+        self._places = threading.BoundedSemaphore(max_waiting)
+
+    def submit(self, work: Callable[[], None]) -> bool:
+        """Take on work, or return False if there is too much of it already."""
+        if not self._places.acquire(blocking=False):
+            return False
+        try:
+            future = self._executor.submit(work)
+        except RuntimeError:  # shut down
+            self._places.release()
+            return False
+        future.add_done_callback(self._done)
+        return True
+
+    def close(self) -> None:
+        """Drop what waits, and let what runs end by itself."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _done(self, future: Future[None]) -> None:
+        self._places.release()
+        if not future.cancelled() and (error := future.exception()) is not None:
+            _LOG.error("Work in the background failed.", exc_info=error)

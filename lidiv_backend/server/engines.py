@@ -1,0 +1,126 @@
+"""The engines of a worker process: loaded in the background, replaced without a gap."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from lidiv_backend.errors import LidivError
+from lidiv_backend.labelstudio.engine import Engine, EngineNotReadyError
+
+_LOG = logging.getLogger(__name__)
+
+
+class EngineRegistry:
+    """Holds the engine in use, and the last ones before it for interactions that began with them.
+
+    A `lidiv_backend.labelstudio.engine.Engines`.
+
+    Parameters
+    ----------
+    load
+        Makes the first engine; called once, in a thread of its own.
+    name
+        What is served, as long as the version is not known.
+    wait_seconds
+        How long `current` waits for the first engine.
+    keep
+        How many engines are held.
+    """
+
+    def __init__(
+        self, load: Callable[[], Engine], *, name: str, wait_seconds: float, keep: int = 2
+    ) -> None:
+        self._load = load
+        self._name = name
+        self._wait_seconds = wait_seconds
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._engines: OrderedDict[str, Engine] = OrderedDict()
+        self._settled = threading.Event()
+        self._error: LidivError | None = None
+
+    def start(self) -> None:
+        """Begin to load, and return at once."""
+        threading.Thread(target=self._load_first, name="load-model", daemon=True).start()
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions that are held, the one in use first."""
+        with self._lock:
+            return tuple(reversed(self._engines))
+
+    @property
+    def version(self) -> str:
+        """Version in use; the name while there is none."""
+        return next(iter(self.versions), self._name)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `current` returns at once."""
+        return bool(self.versions)
+
+    @property
+    def error(self) -> LidivError | None:
+        """Why there is no engine; None while it is still being loaded, or is there."""
+        return self._error
+
+    def current(self) -> Engine:
+        """Return the engine in use, waiting for it while it is being loaded.
+
+        Raises
+        ------
+        EngineNotReadyError
+            If it takes too long.
+        LidivError
+            If it could not be loaded.
+        """
+        self._settled.wait(self._wait_seconds)
+        with self._lock:
+            if self._engines:
+                return next(reversed(self._engines.values()))
+        if self._error is not None:
+            raise self._error
+        raise EngineNotReadyError(
+            "The model is still being loaded.", remedy="Try again in a few seconds."
+        )
+
+    def pinned(self, version: str | None) -> Engine:
+        """Return the engine of a version, or the one in use where that is gone.
+
+        Raises
+        ------
+        LidivError
+            As `current`.
+        """
+        with self._lock:
+            if version is not None and version in self._engines:
+                return self._engines[version]
+        return self.current()
+
+    def promote(self, engine: Engine) -> None:
+        """Put an engine in use; the one before stays for interactions that began with it."""
+        with self._lock:
+            self._engines[engine.version] = engine
+            self._engines.move_to_end(engine.version)
+            while len(self._engines) > self._keep:
+                self._engines.popitem(last=False)
+        self._settled.set()
+        _LOG.info("Serving the model %s.", engine.version)
+
+    def _load_first(self) -> None:
+        try:
+            self.promote(self._load())
+        except LidivError as error:
+            _LOG.error("The model cannot be loaded. %s", error)
+            self._error = error
+        except Exception as error:
+            _LOG.exception("The model cannot be loaded.")
+            self._error = EngineNotReadyError(
+                f"The model cannot be loaded: {type(error).__name__}.",
+                remedy="The server's log says why.",
+            )
+        finally:
+            self._settled.set()

@@ -1,0 +1,41 @@
+"""How gunicorn runs the server; ``gunicorn -c python:lidiv_backend.server.gunicorn_settings``.
+
+One process holds the model, and threads share it. The application is made in the worker, after the
+fork: neither torch's threads nor a GPU survive one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+bind = os.environ.get("LIDIV_BIND", "127.0.0.1:9090")
+workers = int(os.environ.get("LIDIV_WORKERS", "1"))
+threads = int(os.environ.get("LIDIV_THREADS", "8"))
+worker_class = "gthread"
+wsgi_app = "lidiv_backend.server.app:create_app()"
+preload_app = False
+# Loading a model can keep a worker busy; this is the time after which it counts as dead.
+timeout = 180
+graceful_timeout = 30
+keepalive = 75
+accesslog = "-"
+# Without the query and the referrer, which may hold tokens.
+access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(B)s bytes %(M)s ms'
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Let the application's log go where gunicorn's goes."""
+    logging.basicConfig(
+        level=os.environ.get("LIDIV_LOG_LEVEL") or "INFO",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Drop what waits in the background, so that the worker ends with its last request."""
+    from lidiv_backend.server.app import backend_of
+
+    if worker.wsgi is not None:
+        backend_of(worker.wsgi).close()
