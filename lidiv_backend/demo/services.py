@@ -89,9 +89,9 @@ def require_free_port(port: int, *, option: str) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise PortBusyError(
-                f"Port {port} cannot be used: {error.strerror}.",
+                f"Port {port} cannot be used: {error}.",
                 remedy=f"Stop what listens there, or choose another port with {option}.",
             ) from error
 
@@ -120,6 +120,11 @@ class RunningService:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        """The process, which leads its group."""
+        return self._process.pid
 
     def wait_until_ready(self, *, seconds: float) -> None:
         """Wait until the service answers at its `ready_url`.
