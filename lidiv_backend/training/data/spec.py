@@ -118,7 +118,7 @@ def open_image_set(spec: str, *, split: str | None = None) -> ImageSet:
     ----------
     spec
         ``kind:path[,path][?option=value&...]``, such as ``shards:/data/train`` or
-        ``coco:/data/val2017,/data/instances_val2017.json``.
+        ``coco:/data/val2017,/data/instances_val2017.json``. A path cannot contain ``,`` or ``?``.
     split
         Part of the set, such as ``train`` or ``val``; None for all of it. Sets without parts of
         their own are divided by `hash_split`.

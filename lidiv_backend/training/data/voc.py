@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class VocSet:
         if root.resolve().name == "VOCdevkit":
             root = root.resolve().parent
         source = _listed(
-            lambda: VOCSegmentation(str(root), year=year, image_set=split or "trainval"),
+            partial(VOCSegmentation, str(root), year=year, image_set=split or "trainval"),
             f"{folder} does not hold Pascal VOC {year}",
             f"Name the folder that holds VOCdevkit/VOC{year}.",
         )
@@ -111,7 +112,7 @@ class SbdSet:
         Holds ``img``, ``inst``, ``train.txt`` and so on, or ``benchmark_RELEASE/dataset`` or
         ``dataset`` with them.
     split
-        ``train``, ``val`` or ``train_noval``; ``train`` if None.
+        ``train``, ``val`` or ``train_noval``; None for the first two together.
 
     Raises
     ------
@@ -128,12 +129,16 @@ class SbdSet:
             Path(folder, *more) for more in ((), ("dataset",), ("benchmark_RELEASE", "dataset"))
         ]
         root = next((path for path in roots if (path / "img").is_dir()), roots[0])
-        source = _listed(
-            lambda: SBDataset(str(root), image_set=split or "train", mode="segmentation"),
-            f"{folder} does not hold the Semantic Boundaries Dataset",
-            "Name the folder that holds img, inst and train.txt; install scipy if it is missing.",
+        self._images = tuple(
+            Path(path)
+            for part in ([split] if split else ["train", "val"])
+            for path in _listed(
+                partial(SBDataset, str(root), image_set=part, mode="segmentation"),
+                f"{folder} does not hold the Semantic Boundaries Dataset",
+                "Name the folder that holds img, inst and train.txt; install scipy if it is "
+                "missing.",
+            ).images
         )
-        self._images = tuple(Path(path) for path in source.images)
         self._instances = tuple(root / "inst" / f"{path.stem}.mat" for path in self._images)
 
     def __len__(self) -> int:

@@ -121,8 +121,9 @@ def test_sbd_objects(sbd: Path, below: str, numbers: NDArray[np.uint8]) -> None:
 
 
 def test_sbd_that_is_damaged_or_not_there(sbd: Path) -> None:
-    data = SbdSet(sbd)
+    data = SbdSet(sbd, split="train")
     assert len(data) == 2
+    assert len(SbdSet(sbd)) == 3
     with pytest.raises(DataError, match="2008_2"):
         data[1]
     with pytest.raises(DataError, match="Semantic Boundaries"):
