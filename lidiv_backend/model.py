@@ -37,8 +37,8 @@ _DESCRIPTION = "model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputConfig:
-    """At what resolution the networks see an image.
+class InferenceConfig:
+    """At what resolution the networks see an image, and which of their masks are offered.
 
     Parameters
     ----------
@@ -46,10 +46,13 @@ class InputConfig:
         The image is resized so that its longer side has so many pixels; None keeps its size.
     max_pixels
         A larger image is shrunk to so many pixels; None for no limit.
+    merge_iou
+        Of masks that agree to this IoU only the better one is offered; None offers all M.
     """
 
     longest_side: int | None = None
     max_pixels: int | None = 1_000_000
+    merge_iou: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,8 @@ class ModelDescription:
         The preset or experiment, for people.
     proposal, selection
         Architectures of f and g; without g the outputs of f are taken in their own order.
-    input
-        At what resolution the networks see an image.
+    inference
+        How the networks are used.
     training
         How it was trained, as the trainer wrote it.
     results
@@ -73,7 +76,7 @@ class ModelDescription:
     name: str
     proposal: ProposalConfig
     selection: SelectionConfig | None
-    input: InputConfig = InputConfig()
+    inference: InferenceConfig = InferenceConfig()
     training: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
 
@@ -142,7 +145,7 @@ def read_description(folder: Path) -> ModelDescription:
             name=values["name"],
             proposal=ProposalConfig.from_json(values["proposal"]),
             selection=None if selection is None else SelectionConfig(**selection),
-            input=InputConfig(**values["input"]),
+            inference=InferenceConfig(**values["inference"]),
             training=values["training"],
             results=values["results"],
         )
@@ -208,7 +211,7 @@ def _fill(network: torch.nn.Module, folder: Path, name: str, files: Mapping[str,
 
 def _version(description: ModelDescription, files: Mapping[str, str]) -> str:
     identity = json.dumps(
-        [description.proposal.to_json(), asdict(description.input), sorted(files.items())],
+        [description.proposal.to_json(), asdict(description.inference), sorted(files.items())],
         sort_keys=True,
     )
     return f"{description.name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
@@ -262,7 +265,7 @@ def _write_description(
         "encoder": None
         if encoder is None
         else {"name": encoder, "sha256": encoder_checksum(encoder)},
-        "input": asdict(description.input),
+        "inference": asdict(description.inference),
         "files": dict(files),
         "training": dict(description.training),
         "results": dict(description.results),

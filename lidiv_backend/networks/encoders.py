@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import timm
 import torch
@@ -172,7 +172,45 @@ class MobileSam(Encoder):
         return (*stages[:3], self.neck(x))
 
 
-ENCODERS: dict[str, type[Encoder]] = {encoder.name: encoder for encoder in (Vgg19, MobileSam)}
+class Dinov2(Encoder):
+    """DINOv2 ViT-S/14: tokens of layers 8 and 12, at any input size.
+
+    Patches have 14 pixels; so that levels of all encoders line up, the image is resized to 14/16
+    of its size and the tokens' grid has stride 16.
+    """
+
+    name = "dinov2"
+    levels = (
+        LevelSpec(name="layer8", channels=384, stride=16),
+        LevelSpec(name="layer12", channels=384, stride=16),
+    )
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = timm.create_model(
+            "vit_small_patch14_dinov2", pretrained=False, num_classes=0, dynamic_img_size=True
+        )
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", deviation.view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, rgb: Tensor) -> tuple[Tensor, ...]:
+        """See `Encoder.forward`."""
+        rows, columns = (-(-side // 16) * 14 for side in rgb.shape[-2:])
+        small = F.interpolate(
+            (rgb - self.mean) / self.deviation, (rows, columns), mode="bilinear", antialias=True
+        )
+        tokens: list[Tensor] = self.backbone.forward_intermediates(
+            small, indices=[7, 11], norm=True, intermediates_only=True
+        )
+        return tuple(tokens)
+
+
+ENCODERS: dict[str, type[Encoder]] = {
+    encoder.name: encoder for encoder in (Vgg19, MobileSam, Dinov2)
+}
 
 
 def build_encoder(name: str, *, pretrained: bool = True) -> Encoder:
@@ -206,4 +244,4 @@ def build_encoder(name: str, *, pretrained: bool = True) -> Encoder:
 
 def encoder_checksum(name: str) -> str:
     """Checksum by which weights name the encoder that they were trained on."""
-    return cast(str, SOURCES[name].sha256)
+    return SOURCES[name].sha256

@@ -257,7 +257,8 @@ class _Attention(nn.Module):
         attended = F.scaled_dot_product_attention(*parts.unbind(0))
         tokens = tokens + self.merge(attended.transpose(1, 2).flatten(2))
         tokens = tokens + self.mlp(self.norm_mlp(tokens))
-        return tokens.transpose(1, 2).unflatten(2, (height, columns))
+        mapped: Tensor = tokens.transpose(1, 2).reshape(batch, width, height, columns)
+        return mapped
 
 
 class _Similarity(nn.Module):
@@ -280,25 +281,27 @@ class _Similarity(nn.Module):
 
     def describe(self, x: Tensor) -> Tensor:
         """Unit vectors of each cell and subspace, (B, subspaces * width, h, w)."""
-        parts = self.embed(x).unflatten(1, (self.subspaces, -1))
-        return F.normalize(parts.float(), dim=2, eps=1e-3).flatten(1, 2).to(x.dtype)
+        parts: Tensor = self.embed(x).float()
+        parts = parts.reshape(len(parts), self.subspaces, -1, *parts.shape[-2:])
+        return F.normalize(parts, dim=2, eps=1e-3).flatten(1, 2).to(x.dtype)
 
     def forward(self, described: Tensor, clicks: Tensor) -> Tensor:
         """Similarity maps, (B, 2 * subspaces, h, w) in [-1, 1]; 0 where there is no click."""
-        batch, _, height, width = described.shape
+        height, width = described.shape[-2:]
         size = clicks.new_tensor([width, height]) * self.stride
         places = ((clicks[..., :2] + 0.5) / size * 2 - 1).unsqueeze(2)
         sampled = F.grid_sample(
             described.float(), places, align_corners=False, padding_mode="border"
         )
-        sampled = sampled.squeeze(-1).unflatten(1, (self.subspaces, -1))
-        cells = described.flatten(2).unflatten(1, (self.subspaces, -1))
+        batch = len(described)
+        sampled = sampled.reshape(batch, self.subspaces, -1, sampled.shape[2])
+        cells = described.reshape(batch, self.subspaces, -1, height * width)
         cosine = torch.einsum("bsck,bscn->bskn", sampled.to(cells.dtype), cells).float()
         maps = []
         for wanted in (clicks[..., 2] > 0, clicks[..., 2] < 0):
             hidden = cosine.masked_fill(~wanted[:, None, :, None], -2.0).amax(2)
             maps.append(torch.where(hidden < -1.5, torch.zeros_like(hidden), hidden))
-        return torch.cat(maps, 1).unflatten(2, (height, width))
+        return torch.cat(maps, 1).reshape(batch, -1, height, width)
 
 
 class PyramidNetwork(ProposalNetwork):
@@ -409,5 +412,5 @@ def build_proposal_network(config: ProposalConfig) -> ProposalNetwork:
     except KeyError as error:
         raise WeightsError(
             f"The architecture of f names {error}, which is unknown.",
-            remedy=f"Known are {', '.join(ARCHITECTURES)}; was the file written by a newer version?",
+            remedy=f"Known are {', '.join(ARCHITECTURES)}; is the file of a newer version?",
         ) from None

@@ -129,8 +129,8 @@ class PooledSelection(SelectionNetwork):
         """See `SelectionNetwork.forward`."""
         coarse, fine = features
         facts = self._facts(prompt, masks)
-        small = F.adaptive_avg_pool2d(masks, fine.shape[-2:])
-        smallest = F.adaptive_avg_pool2d(masks, coarse.shape[-2:])
+        small = _average(masks, fine)
+        smallest = _average(masks, coarse)
         around = F.max_pool2d(small, 9, stride=1, padding=4) - small
         around_coarse = F.max_pool2d(smallest, 3, stride=1, padding=1) - smallest
         described = torch.cat(
@@ -158,9 +158,9 @@ class PooledSelection(SelectionNetwork):
         lower, upper = torch.minimum(hard, masks), torch.maximum(hard, masks)
         sharpness = lower.sum((-2, -1)) / upper.sum((-2, -1)).clamp_min(1e-3)
         unsure = (masks * (1 - masks)).mean((-2, -1))
-        common = (masks.mean(1, keepdim=True) * masks).sum((-2, -1)) / masks.sum((-2, -1)).clamp_min(
-            1e-3
-        )
+        common = (masks.mean(1, keepdim=True) * masks).sum((-2, -1)) / masks.sum(
+            (-2, -1)
+        ).clamp_min(1e-3)
         clicks = prompt.clicks
         height, width = masks.shape[-2:]
         size = clicks.new_tensor([width, height]) * PyramidNetwork.output_stride
@@ -178,7 +178,7 @@ class PooledSelection(SelectionNetwork):
         if prompt.previous is None:
             facts.append(torch.zeros_like(area))
         else:
-            previous = F.adaptive_avg_pool2d(prompt.previous.float(), masks.shape[-2:])
+            previous = _average(prompt.previous.float(), masks)
             both = torch.minimum(previous, masks).sum((-2, -1))
             either = torch.maximum(previous, masks).sum((-2, -1))
             facts.append(both / either.clamp_min(1e-3))
@@ -191,6 +191,10 @@ class PooledSelection(SelectionNetwork):
     def loss(self, rated: Tensor, iou: Tensor) -> Tensor:
         """Binary cross-entropy with every mask's real IoU."""
         return expected_iou_loss(rated, iou)
+
+
+def _average(masks: Tensor, like: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(masks, (like.shape[-2], like.shape[-1]))
 
 
 def _pool(features: Tensor, weights: Tensor) -> Tensor:
@@ -216,5 +220,5 @@ def build_selection_network(config: SelectionConfig) -> SelectionNetwork:
     except KeyError as error:
         raise WeightsError(
             f"The architecture of g is {error}, which is unknown.",
-            remedy=f"Known are {', '.join(ARCHITECTURES)}; was the file written by a newer version?",
+            remedy=f"Known are {', '.join(ARCHITECTURES)}; is the file of a newer version?",
         ) from None

@@ -110,7 +110,8 @@ def override(config: _Config, assignment: str) -> _Config:
             f"The value in --set {assignment} is not JSON.",
             remedy="Write texts in double quotes: loss.task='\"l1\"'.",
         ) from None
-    return _assign(config, name.split("."), value, assignment)
+    changed: _Config = _assign(config, name.split("."), value, assignment)
+    return changed
 
 
 def _assign(config: Any, path: list[str], value: Any, assignment: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lidiv_backend.errors import BadRequestError
-from lidiv_backend.model import InputConfig
+from lidiv_backend.model import InferenceConfig
 from lidiv_backend.networks.prompt import PromptChannels
 from lidiv_backend.networks.proposal import ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
@@ -49,8 +49,8 @@ class TrainingConfig:
         Preset or experiment.
     proposal, selection
         Architectures of f and g; no g for ranked diversity.
-    input
-        At what resolution the trained networks see an image.
+    inference
+        How the trained networks are used.
     loss
         What f minimises.
     joint
@@ -88,7 +88,7 @@ class TrainingConfig:
     name: str
     proposal: ProposalConfig
     selection: SelectionConfig | None
-    input: InputConfig = InputConfig()
+    inference: InferenceConfig = InferenceConfig()
     loss: LossConfig = LossConfig()
     joint: bool = False
     steps: int = 100_000
@@ -111,7 +111,7 @@ class TrainingConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``model.json``, without what it says elsewhere."""
         values = asdict(self)
-        for key in ("name", "proposal", "selection", "input"):
+        for key in ("name", "proposal", "selection", "inference"):
             del values[key]
         return values
 
@@ -135,11 +135,11 @@ PRESETS: dict[str, TrainingConfig] = {
             prompt=PromptChannels(previous=True, radius=1.0),
         ),
         selection=SelectionConfig(architecture="pooled"),
-        input=InputConfig(longest_side=640, max_pixels=None),
+        inference=InferenceConfig(longest_side=640, max_pixels=None, merge_iou=0.9),
         loss=LossConfig(focal=1.0, clicks=0.1, relaxation=0.05),
         joint=True,
         steps=30_000,
-        images=6,
+        images=4,
         targets=3,
         crop=320,
         zoom=(0.9, 2.0),
@@ -147,7 +147,7 @@ PRESETS: dict[str, TrainingConfig] = {
         warmup=200,
         decay=0.01,
         averaging=0.998,
-        iterations=(0.34, 0.22, 0.16, 0.12, 0.09, 0.07),
+        iterations=(0.42, 0.25, 0.15, 0.1, 0.08),
         dos=0.2,
         kinds=_ALL_KINDS,
         merged=0.05,

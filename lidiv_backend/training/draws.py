@@ -211,7 +211,7 @@ def _counted(item: ObjectMask) -> NDArray[np.bool_]:
 def _corner(first: float, last: float, length: int, side: int, rng: np.random.Generator) -> int:
     """Where a crop of so many pixels begins, so that it holds what it can of first..last."""
     if length <= side:  # all of the image fits
-        low, high = length - side, 0.0
+        low, high = float(length - side), 0.0
     else:
         # Where the object is larger than the crop, the two ends change places.
         low, high = sorted((max(0.0, last - side), min(first, length - side)))

@@ -55,9 +55,14 @@ class Outcome:
     @property
     def selected(self) -> Tensor:
         """(B,) index of the mask that would be shown."""
-        if self.rated is None:
-            return torch.zeros(len(self.iou), dtype=torch.long, device=self.iou.device)
-        return self.rated.argmax(1)
+        return selected(self.masks, self.rated)
+
+
+def selected(masks: Tensor, rated: Tensor | None) -> Tensor:
+    """(B,) index of the mask that is shown: g's choice, else the first."""
+    if rated is None:
+        return torch.zeros(len(masks), dtype=torch.long, device=masks.device)
+    return rated.argmax(1)
 
 
 def proposal_objective(
@@ -148,10 +153,29 @@ class TrainingStep(nn.Module):
         truth, valid
             float (B, 1, H, W) of 0 and 1.
         """
+        decoded = self._propose(rgb, features, owner, prompt)
+        return self._judge(rgb[owner], decoded, prompt, truth, valid)
+
+    def _propose(
+        self, rgb: Tensor, features: Sequence[Tensor], owner: Tensor, prompt: Prompt
+    ) -> Decoded:
         with torch.set_grad_enabled(self.train_proposal and torch.is_grad_enabled()):
             projected = self.proposal.project(rgb, features)
-            decoded = self.proposal([part[owner] for part in projected], prompt)
-        return self._judge(rgb[owner], decoded, prompt, truth, valid)
+            decoded: Decoded = self.proposal([part[owner] for part in projected], prompt)
+        return decoded
+
+    @torch.no_grad()
+    def show(
+        self, rgb: Tensor, features: Sequence[Tensor], owner: Tensor, prompt: Prompt
+    ) -> Tensor:
+        """The masks that annotators would see, (B, 1, h, w) in [0, 1]; see `forward`."""
+        decoded = self._propose(rgb, features, owner, prompt)
+        masks = decoded.logits.float().sigmoid()
+        rated = None
+        if self.selection is not None:
+            seen = [part.float() for part in decoded.features]
+            rated = self.selection(rgb[owner], prompt, masks, seen)
+        return masks[torch.arange(len(masks)), selected(masks, rated)].unsqueeze(1)
 
     def _judge(
         self, rgb: Tensor, decoded: Decoded, prompt: Prompt, truth: Tensor, valid: Tensor

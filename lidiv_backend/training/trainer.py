@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from lidiv_backend.clicks import Click, pack_clicks
+from lidiv_backend.devices import best_precision, place
 from lidiv_backend.errors import BadRequestError
 from lidiv_backend.model import ModelDescription, save_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
@@ -179,7 +180,7 @@ class Trainer:
             train_proposal=phase != "g",
         )
         self.proposal.requires_grad_(phase != "g")
-        step.to(self.device, memory_format=torch.channels_last)
+        place(step, self.device)
         trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.rate, weight_decay=config.decay, fused=self.device.type == "cuda"
@@ -188,7 +189,9 @@ class Trainer:
         average: AveragedModel | None = None
         if config.averaging:
             average = AveragedModel(
-                step, multi_avg_fn=get_ema_multi_avg_fn(config.averaging), use_buffers=True
+                step,
+                multi_avg_fn=get_ema_multi_avg_fn(config.averaging),  # type: ignore[no-untyped-call]
+                use_buffers=True,
             )
             accelerator.register_for_checkpointing(average)
         wrapped, optimizer = accelerator.prepare(step, optimizer)
@@ -288,9 +291,13 @@ class Trainer:
         further = int(rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
         previous: Tensor | None = None
         for _ in range(further):
-            with torch.no_grad():
-                outcome = self._forward(step, batch, features, clicks, previous)
-            previous, seen = _shown(outcome, batch)
+            prompt = self._prompt(clicks, previous)
+            with self.accelerator.autocast():
+                previous = step.show(batch.rgb, features, batch.owner, prompt)
+            seen = _hard(previous, batch)
+            if rng.random() < 0.5:
+                # Callers of the predictor may hand in the mask as it was shown, without its doubts.
+                previous = (previous > 0.5).float()
             for index, wanted in enumerate(batch.objects):
                 click = next_training_click(
                     wanted, seen[index], clicks[index], rng, ignore=batch.ignored[index]
@@ -303,7 +310,8 @@ class Trainer:
         if self.encoder is None:
             return ()
         with torch.no_grad(), self.accelerator.autocast():
-            return self.encoder(rgb)
+            features: tuple[Tensor, ...] = self.encoder(rgb)
+        return features
 
     def _forward(
         self,
@@ -313,12 +321,15 @@ class Trainer:
         clicks: list[list[Click]],
         previous: Tensor | None,
     ) -> Outcome:
-        prompt = Prompt(clicks=pack_clicks(clicks).to(self.device), previous=previous)
+        prompt = self._prompt(clicks, previous)
         with self.accelerator.autocast():
             outcome: Outcome = step(
                 batch.rgb, features, batch.owner, prompt, batch.truth, batch.valid
             )
         return outcome
+
+    def _prompt(self, clicks: list[list[Click]], previous: Tensor | None) -> Prompt:
+        return Prompt(clicks=pack_clicks(clicks).to(self.device), previous=previous)
 
     def _first_clicks(self, batch: _Batch, index: int, rng: np.random.Generator) -> list[Click]:
         wanted, ignored = batch.objects[index], batch.ignored[index]
@@ -396,12 +407,12 @@ class Trainer:
                     if click is not None:
                         clicks[index].append(click)
                 outcome = self._forward(step, batch, features, clicks, previous)
-                previous, seen = _shown(outcome, batch)
+                chosen = outcome.selected
+                previous = outcome.masks[torch.arange(len(chosen)), chosen].unsqueeze(1)
+                seen = _hard(previous, batch)
                 if number in totals:
-                    chosen = outcome.iou.gather(1, outcome.selected[:, None]).squeeze(1)
-                    totals[number] += zip(
-                        outcome.iou.amax(1).tolist(), chosen.tolist(), strict=True
-                    )
+                    found = outcome.iou.gather(1, chosen[:, None]).squeeze(1)
+                    totals[number] += zip(outcome.iou.amax(1).tolist(), found.tolist(), strict=True)
         values = {
             str(number): [round(float(value), 4) for value in np.mean(pairs, axis=0)]
             for number, pairs in totals.items()
@@ -467,7 +478,7 @@ class Trainer:
             name=config.name,
             proposal=config.proposal,
             selection=config.selection,
-            input=config.input,
+            inference=config.inference,
             training=training,
         )
 
@@ -488,18 +499,17 @@ class _Batch:
         self.valid = valid.unsqueeze(1).to(device).float()
 
 
-def _shown(outcome: Outcome, batch: _Batch) -> tuple[Tensor, NDArray[np.bool_]]:
-    """The masks that annotators would see: (B, 1, h, w) in [0, 1] and bool (B, H, W)."""
-    picked = outcome.masks[torch.arange(len(outcome.masks)), outcome.selected].unsqueeze(1)
+def _hard(masks: Tensor, batch: _Batch) -> NDArray[np.bool_]:
+    """Masks (B, 1, h, w) in [0, 1] as bool (B, H, W) at the size of the batch."""
     size = batch.truth.shape[-2:]
-    full = nn.functional.interpolate(picked, size, mode="bilinear", align_corners=False)
-    return picked, (full[:, 0] > 0.5).cpu().numpy()
+    full = nn.functional.interpolate(masks, size, mode="bilinear", align_corners=False)
+    return (full[:, 0] > 0.5).cpu().numpy()
 
 
 def _precision(options: RunOptions) -> str:
     if options.precision != "auto":
         return options.precision
-    if torch.cuda.is_available() and not options.cpu:
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    # Without matrix units for it, bfloat16 on a CPU is slower than float32.
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+    on_gpu = torch.cuda.is_available() and not options.cpu
+    if best_precision(torch.device("cuda" if on_gpu else "cpu")) == "bfloat16":
+        return "bf16"
+    return "fp16" if on_gpu else "no"
