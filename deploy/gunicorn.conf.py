@@ -8,6 +8,7 @@ from lidiv_backend.server.gunicorn_settings import (  # noqa: F401 - gunicorn re
     access_log_format,
     accesslog,
     bind,
+    control_socket_disable,
     graceful_timeout,
     keepalive,
     post_fork,

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from lidiv_backend.errors import BadRequestError
 
 _Model = TypeVar("_Model", bound=BaseModel)
+# What fits into a database's column.
+_Number = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Received(BaseModel):
@@ -131,7 +133,7 @@ class Task(_Received):
         As they came, not validated.
     """
 
-    id: int | None = None
+    id: _Number | None = None
     data: Mapping[str, Any] = Field(default_factory=dict)
     annotations: Any = None
     drafts: Any = None
@@ -168,7 +170,7 @@ class WebhookProject(_Received):
         When it was made; together with `id` it tells projects of several Label Studios apart.
     """
 
-    id: int
+    id: _Number
     created_at: datetime | None = None
 
     @property
@@ -182,12 +184,12 @@ class WebhookProject(_Received):
 class WebhookAnnotation(_Received):
     """An annotation of an event; deletions bring the number alone."""
 
-    id: int
-    task: int | None = None
-    project: int | None = None
+    id: _Number
+    task: _Number | None = None
+    project: _Number | None = None
     result: tuple[Any, ...] = ()
     was_cancelled: bool = False
-    completed_by: int | None = None
+    completed_by: _Number | None = None
     lead_time: float | None = None
     updated_at: str = ""
 

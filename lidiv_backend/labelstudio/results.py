@@ -217,7 +217,7 @@ def read_saved_regions(results: object) -> SavedRegions:
     for result in parsed:
         value = result.value
         if result.type in ("labels", "brushlabels") and result.id not in labels:
-            labels[result.id] = value.brushlabels or value.labels
+            labels[result.id] = value.labels if result.type == "labels" else value.brushlabels
     regions: dict[str, SavedRegion] = {}
     for number, result in enumerate(parsed, start=1):
         # The rle of a key point or a label repeats that of the brush with the same id.

@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -77,7 +87,7 @@ class InteractionRow(Base):
     #: Id of the region; it survives acceptance.
     region_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     project: Mapped[str] = mapped_column(String(64))
-    task: Mapped[int | None]
+    task: Mapped[int | None] = mapped_column(BigInteger)
     first_click: Mapped[str] = mapped_column(String(64))
     interactive: Mapped[bool]
     to_name: Mapped[str] = mapped_column(Text)
@@ -104,13 +114,13 @@ class AnnotationRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     project: Mapped[str] = mapped_column(String(64))
     #: Label Studio's number.
-    annotation: Mapped[int]
-    task: Mapped[int | None] = mapped_column(index=True)
+    annotation: Mapped[int] = mapped_column(BigInteger)
+    task: Mapped[int | None] = mapped_column(BigInteger, index=True)
     #: The task's data, with the image's address.
     task_data: Mapped[dict[str, Any]]
     result: Mapped[list[Any]]
     was_cancelled: Mapped[bool]
-    completed_by: Mapped[int | None]
+    completed_by: Mapped[int | None] = mapped_column(BigInteger)
     lead_time: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
@@ -140,5 +150,5 @@ class FailureRow(Base):
     remedy: Mapped[str] = mapped_column(Text)
     request_id: Mapped[str] = mapped_column(String(64))
     route: Mapped[str] = mapped_column(String(128))
-    task: Mapped[int | None]
+    task: Mapped[int | None] = mapped_column(BigInteger)
     happened_at: Mapped[datetime] = mapped_column(default=now)

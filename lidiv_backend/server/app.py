@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import re
 import secrets
-from dataclasses import dataclass
 from typing import Any, cast
 
 from flask import Blueprint, Flask, Response, current_app, g, jsonify, render_template, request
-from pydantic import SecretStr
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from lidiv_backend.errors import BadRequestError, LidivError
-from lidiv_backend.labelstudio.config import parse_label_config
 from lidiv_backend.labelstudio.engine import Engine, EngineNotReadyError
-from lidiv_backend.labelstudio.images import Connection, FetchLimits, ImageSource
-from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, WebhookEvent, parse
-from lidiv_backend.labelstudio.service import PredictionService
-from lidiv_backend.learning.recording import AnswerLog
-from lidiv_backend.learning.store import Failure, Store, StoredAnnotation, StoreError
-from lidiv_backend.server.background import BackgroundPool
-from lidiv_backend.server.engines import EngineRegistry
+from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, parse
+from lidiv_backend.server.backend import Backend, build_backend
 from lidiv_backend.server.security import (
     require_login,
     require_no_wrong_login,
@@ -31,11 +22,8 @@ from lidiv_backend.server.security import (
 )
 from lidiv_backend.server.settings import Settings
 
-_LOG = logging.getLogger(__name__)
 _EXTENSION = "lidiv"
 _RETRY_SECONDS = 5
-# Label Studio's own secrets, which some events carry.
-_PROJECT_SECRETS = ("token", "task_data_login", "task_data_password")
 
 _routes = Blueprint("lidiv", __name__)
 
@@ -45,78 +33,6 @@ class RequestTooLargeError(BadRequestError):
 
     status = 413
     kind = "request size"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """The parts of a running server.
-
-    Parameters
-    ----------
-    settings
-        From the environment.
-    store
-        The database.
-    engines
-        The models.
-    service
-        Answers `/predict`.
-    background
-        Embeds images ahead.
-    """
-
-    settings: Settings
-    store: Store
-    engines: EngineRegistry
-    service: PredictionService
-    background: BackgroundPool
-
-    def close(self) -> None:
-        """Drop what waits in the background, and close the database."""
-        self.background.close()
-        self.store.close()
-
-    def connection(self, project: str) -> Connection | None:
-        """Find the Label Studio that a project belongs to."""
-        try:
-            stored = self.store.connection(project)
-        except StoreError as error:
-            _LOG.error("The connection of a project cannot be looked up. %s", error)
-            stored = None
-        settings = self.settings
-        if settings.label_studio_url:
-            token = settings.label_studio_token
-            if not token.get_secret_value() and stored is not None:
-                token = SecretStr(stored.access_token)
-            return Connection(url=settings.label_studio_url, token=token, configured=True)
-        if stored is None or not stored.hostname:
-            return None
-        return Connection(url=stored.hostname, token=SecretStr(stored.access_token))
-
-    def keep_failure(
-        self, error: Exception, *, request_id: str, route: str, task: int | None = None
-    ) -> None:
-        """Log a failure, and keep it for the status page."""
-        if isinstance(error, LidivError):
-            kind, message, remedy = error.kind, error.message, error.remedy
-            _LOG.warning("%s %s: %s: %s", request_id, route, kind, error)
-        else:
-            kind, message = "defect", f"Something unexpected happened: {type(error).__name__}."
-            remedy = f"Search the server's log for {request_id}, and report what it says."
-            _LOG.error("%s %s: %s", request_id, route, message, exc_info=error)
-        try:
-            self.store.keep_failure(
-                Failure(
-                    kind=kind,
-                    message=message,
-                    remedy=remedy,
-                    request_id=request_id,
-                    route=route[:128],
-                    task=task,
-                )
-            )
-        except StoreError as store_error:
-            _LOG.error("%s the failure is not kept. %s", request_id, store_error)
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> Flask:
@@ -140,61 +56,20 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     LidivError
         If the settings are wrong, or the database cannot be opened.
     """
-    settings = settings or Settings.from_environment()
-    if not settings.label_studio_url:
-        _LOG.warning(
-            "LIDIV_LABEL_STUDIO_URL is not set: whoever reaches /setup says where Label Studio is."
-        )
-    store = Store(settings.database)
-    engines = EngineRegistry(
-        lambda: _load(settings) if engine is None else engine,
-        name=settings.preset,
-        wait_seconds=settings.load_seconds,
-    )
-    background = BackgroundPool()
-    images = ImageSource(
-        allowed_hosts=settings.allowed_image_hosts,
-        limits=FetchLimits(
-            max_bytes=settings.max_image_bytes,
-            max_pixels=settings.max_pixels,
-            total_seconds=settings.image_seconds,
-        ),
-        cache_bytes=settings.cache_bytes,
-        ca_bundle=str(settings.ca_bundle) if settings.ca_bundle else None,
-    )
-    service = PredictionService(
-        engines=engines,
-        images=images,
-        recorder=AnswerLog(store),
-        background=background,
-        memo_bytes=settings.cache_bytes,
-    )
+    backend = build_backend(settings or Settings.from_environment(), engine=engine)
     app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions[_EXTENSION] = Backend(
-        settings=settings, store=store, engines=engines, service=service, background=background
-    )
+    app.config["MAX_CONTENT_LENGTH"] = backend.settings.max_body_bytes
+    app.extensions[_EXTENSION] = backend
     app.before_request(_name_request)
     app.after_request(_finish)
     app.register_error_handler(Exception, _answer_error)
     app.register_blueprint(_routes)
-    if engine is None:
-        engines.start()
-    else:
-        engines.promote(engine)
     return app
 
 
 def backend_of(app: Flask) -> Backend:
     """Return the parts of an application that `create_app` made."""
     return cast(Backend, app.extensions[_EXTENSION])
-
-
-def _load(settings: Settings) -> Engine:
-    # Imported here, in the thread that loads: libraries of models take their time.
-    from lidiv_backend.predictor import Predictor
-
-    return Predictor.from_pretrained(settings.preset, device=settings.device)
 
 
 @_routes.get("/health")
@@ -210,7 +85,8 @@ def ready() -> Any:
     engines = _backend().engines
     if engines.is_ready:
         return {"status": "READY", "model_version": engines.version}
-    raise engines.error or EngineNotReadyError("The model is still being loaded.")
+    # Probes ask every few seconds; that is no failure to keep.
+    return _lidiv_response(engines.error or EngineNotReadyError("The model is still being loaded."))
 
 
 @_routes.post("/setup")
@@ -218,16 +94,7 @@ def setup() -> Any:
     """Note where a project's Label Studio is, and check its label configuration."""
     backend = _backend()
     require_login(request, backend.settings)
-    received = parse(SetupRequest, _body())
-    has_token = bool(backend.settings.label_studio_token.get_secret_value())
-    backend.store.keep_connection(
-        project=received.project,
-        hostname=received.hostname,
-        access_token="" if has_token else received.access_token.get_secret_value(),
-        label_config=received.label_config,
-        extra_params=received.extra_params,
-    )
-    parse_label_config(received.label_config)
+    backend.keep_connection(parse(SetupRequest, _body()))
     return {"model_version": backend.engines.version}
 
 
@@ -238,19 +105,7 @@ def predict() -> Any:
     require_login(request, backend.settings)
     received = parse(PredictRequest, _body())
     g.task = received.tasks[0].id
-    request_id = _request_id()
-    predictions = backend.service.predict(
-        received,
-        backend.connection(received.project),
-        failed=lambda error, task: backend.keep_failure(
-            error, request_id=request_id, route="/predict", task=task
-        ),
-    )
-    results = [
-        items[0].as_json() if len(items) == 1 else [item.as_json() for item in items]
-        for items in predictions
-    ]
-    return {"results": results}
+    return {"results": backend.predict(received, request_id=_request_id())}
 
 
 @_routes.get("/versions")
@@ -269,23 +124,7 @@ def webhook() -> Any:
     body = _body()
     action = str(body.get("action", ""))[:64]
     require_webhook_secret(request, backend.settings, action)
-    payload = _without_secrets(body)
-    try:
-        event = parse(WebhookEvent, body)
-    except BadRequestError:
-        # Label Studio sends it only once: kept as it is, for whoever finds out what it means.
-        backend.store.keep_event(action=action, project=None, payload=payload)
-        raise
-    project = event.project.key if event.project else None
-    backend.store.keep_event(
-        action=event.action,
-        project=project,
-        payload=payload,
-        annotation=_annotation(event, project),
-        deleted=[annotation.id for annotation in event.annotations]
-        if event.action == "ANNOTATIONS_DELETED"
-        else [],
-    )
+    backend.keep_event(body)
     return {"status": "ok"}, 201
 
 
@@ -329,7 +168,11 @@ def _finish(response: Response) -> Response:
 def _body() -> dict[str, Any]:
     """Decode the request's JSON, which has to be an object."""
     try:
-        body = json.loads(request.get_data(cache=False))
+        data = request.get_data(cache=False)
+        body = json.loads(data)
+        if b"\\ud" in data.lower():
+            # Half a surrogate pair is a string that nothing can store or send on.
+            json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadRequestError(
             f"The request is not JSON: {error}.", remedy="Is the sender a Label Studio?"
@@ -339,30 +182,6 @@ def _body() -> dict[str, Any]:
             "The request is not a JSON object.", remedy="Is the sender a Label Studio?"
         )
     return body
-
-
-def _without_secrets(body: dict[str, Any]) -> dict[str, Any]:
-    project = body.get("project")
-    if not isinstance(project, dict):
-        return body
-    kept = {name: value for name, value in project.items() if name not in _PROJECT_SECRETS}
-    return body | {"project": kept}
-
-
-def _annotation(event: WebhookEvent, project: str | None) -> StoredAnnotation | None:
-    if event.annotation is None or project is None:
-        return None
-    annotation = event.annotation
-    return StoredAnnotation(
-        project=project,
-        annotation=annotation.id,
-        task=annotation.task,
-        task_data=event.task.data if event.task else {},
-        result=annotation.result,
-        was_cancelled=annotation.was_cancelled,
-        completed_by=annotation.completed_by,
-        lead_time=annotation.lead_time,
-    )
 
 
 def _answer_error(error: Exception) -> Response:
@@ -381,6 +200,10 @@ def _answer_error(error: Exception) -> Response:
     if not isinstance(error, LidivError):
         remedy = f"The server's log says more; search it for {_request_id()}."
         return _error_response(500, "defect", "Something unexpected happened.", remedy)
+    return _lidiv_response(error)
+
+
+def _lidiv_response(error: LidivError) -> Response:
     response = _error_response(error.status, error.kind, error.message, error.remedy)
     if error.status == 503:
         response.headers["Retry-After"] = str(_RETRY_SECONDS)

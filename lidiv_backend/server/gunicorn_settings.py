@@ -20,6 +20,8 @@ preload_app = False
 timeout = 180
 graceful_timeout = 30
 keepalive = 75
+# Nobody uses it, and several servers of one user would share it.
+control_socket_disable = True
 accesslog = "-"
 # Without the query and the referrer, which may hold tokens.
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(B)s bytes %(M)s ms'
@@ -31,6 +33,7 @@ def post_fork(server: Any, worker: Any) -> None:
         level=os.environ.get("LIDIV_LOG_LEVEL") or "INFO",
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
