@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lidiv_backend.errors import LidivError
 
@@ -30,9 +30,9 @@ class Credentials(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     email: str
-    password: str
-    token: str
-    webhook_secret: str
+    password: str = Field(repr=False)
+    token: str = Field(repr=False)
+    webhook_secret: str = Field(repr=False)
 
 
 def load_or_create(folder: Path) -> Credentials:
