@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from lidiv_backend.errors import LidivError
 
 #: Command -> (module, what it does).
 COMMANDS: dict[str, tuple[str, str]] = {
+    "segment": ("lidiv_backend.segment", "Segment one photo from clicks, without Label Studio."),
+    "benchmark": ("lidiv_backend.benchmark", "Time embedding and clicks."),
     "serve": ("lidiv_backend.server.serve", "Answer Label Studio, under gunicorn."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
     "connect": ("lidiv_backend.labelstudio.connect", "Connect the backend to a Label Studio."),
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status: 0 done, 1 failed for a reason that was printed, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _join_negative(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="lidiv", description="Interactive image segmentation with latent diversity."
     )
@@ -58,6 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lidiv {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _join_negative(words: Sequence[str]) -> list[str]:
+    """Write ``--click -200,90`` as ``--click=-200,90``: argparse takes -200,90 for an option."""
+    joined: list[str] = []
+    for word in words:
+        if re.match(r"-[\d.]", word) and joined and re.fullmatch(r"--[\w-]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 if __name__ == "__main__":
