@@ -13,8 +13,17 @@ from lidiv_backend.clicks import Click
 from lidiv_backend.errors import BadRequestError
 from lidiv_backend.evaluation.protocols import Method
 
+_PACKAGE = "lidiv_backend.evaluation.classical"
+
 #: Name -> class of the classical system; imported when it is used, for it needs more packages.
-CLASSICAL: dict[str, tuple[str, str]] = {}
+CLASSICAL: dict[str, tuple[str, str]] = {
+    "random-walk": (f"{_PACKAGE}.random_walk", "RandomWalk"),
+    "geodesic-matting": (f"{_PACKAGE}.geodesic", "GeodesicMatting"),
+    "graph-cut": (f"{_PACKAGE}.graph_cut", "GraphCut"),
+    "euclidean-star-convexity": (f"{_PACKAGE}.star", "EuclideanStarConvexity"),
+    "geodesic-star-convexity": (f"{_PACKAGE}.star", "GeodesicStarConvexity"),
+    "grabcut": (f"{_PACKAGE}.grabcut", "GrabCut"),
+}
 
 #: Longest side of the image for the classical systems, pixels.
 CLASSICAL_LONGEST_SIDE = 320

@@ -193,6 +193,9 @@ class _Session:
         if key not in self._answers:
             started = time.perf_counter()
             proposals = tuple(self._method.predict(self._embedding, clicks, previous=previous))
+            # The annotator waits for the first mask, and a proposal may make it on demand.
+            for proposal in proposals[:1]:
+                _ = proposal.mask
             seconds = time.perf_counter() - started
             if not proposals:
                 raise DataError(

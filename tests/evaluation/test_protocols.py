@@ -178,8 +178,8 @@ def test_what_breaks_the_contract_is_named() -> None:
         run_object(Scripted([[np.ones((3, 3), bool)]]), None, item(), settings=settings())
     with pytest.raises(DataError, match="ignored region"):
         run_object(Scripted([[TARGET]]), None, item(ignore=TARGET), settings=settings())
+    full = np.ones(SIZE, bool)
     with pytest.raises(DataError, match="whole image"):
-        full = np.ones(SIZE, bool)
         run_object(Scripted([[full]], both_signs=True), None, item(full), settings=settings())
 
 
