@@ -1,0 +1,68 @@
+# What a fresh clone can do. Environments are made when they are first needed, and again only when
+# requirements.txt or pyproject.toml have changed.
+
+PYTHON ?= python3
+CHROMIUM ?= $(or $(LIDIV_CHROMIUM),/usr/bin/chromium)
+# Options for `lidiv demo`, e.g. make demo DEMO="--port-backend 9091"
+DEMO ?=
+# Options for pytest, e.g. make test PYTEST="-k clicks -x"
+PYTEST ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-browser soak lint format weights env-ml clean-environments
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' \
+	  | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
+
+demo: .venv/.installed ## Try it: Label Studio, photos and the backend, until Ctrl+C
+	@.venv/bin/lidiv demo $(DEMO)
+
+test: .venv/.installed weights .venv-ml/.installed ## Run the tests, without browser and long runs
+	LIDIV_ML_ENV=$(CURDIR)/.venv-ml .venv/bin/python -m pytest -m "not browser and not soak" $(PYTEST)
+
+test-browser: .venv/.installed-browser ## Click in a real Chromium against a real Label Studio
+	@test -x "$(CHROMIUM)" || { echo "There is no Chromium at $(CHROMIUM): apt-get install" \
+	  "chromium, or say where it is with CHROMIUM=..." >&2; exit 1; }
+	.venv/bin/lidiv demo --prepare
+	LIDIV_CHROMIUM=$(CHROMIUM) .venv/bin/python -m pytest -m browser tests/browser $(PYTEST)
+
+soak: .venv/.installed weights ## Run the tests that take long
+	.venv/bin/python -m pytest -m soak $(PYTEST)
+
+lint: .venv/.installed ## Check style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: .venv/.installed ## Put the code into shape
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+weights: .venv/.installed ## Fetch the pretrained encoders into the cache
+	@.venv/bin/lidiv weights fetch || echo "Tests that need the encoders' weights will be skipped."
+
+env-ml: .venv-ml/.installed ## Put label-studio-ml 1.0.9 where its test finds it
+
+clean-environments: ## Delete the environments; the next target makes them again
+	rm -rf .venv .venv-labelstudio .venv-ml
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: requirements.txt pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.venv/.installed-browser: .venv/.installed
+	.venv/bin/python -m pip install --quiet --editable '.[dev,browser]'
+	@touch $@
+
+# label-studio-ml 1.0.9 wants Flask 1.1.2 and does not name redis and rq: only what it needs to be
+# imported goes into a folder that its test puts in front of our own packages.
+.venv-ml/.installed: .venv/.installed
+	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target .venv-ml \
+	  label-studio-ml==1.0.9 label-studio-tools colorama redis rq
+	@touch $@
