@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lidiv_backend.clicks import Click
+from lidiv_backend.measured import insert_measured
 from lidiv_backend.predictor import ImageEmbedding, Predictor
 
 _Result = TypeVar("_Result")
@@ -62,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=int, default=20, help="clicks for each size")
     parser.add_argument("--images", type=int, default=5, help="photos for each size")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument(
+        "--insert", type=Path, metavar="PAGE", help="put the table into this page's section 'speed'"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,8 +91,11 @@ def run(args: argparse.Namespace) -> int:
                         )
                     )
                     bar.update()
-    print(f"{_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print(as_markdown(timings))
+    text = f"{_machine()}, torch {torch.__version__}:\n\n{as_markdown(timings)}"
+    print(text)
+    if args.insert:
+        words = " ".join(f"--preset {preset}" for preset in presets)
+        insert_measured(args.insert, "speed", text, command=f"lidiv benchmark {words}")
     if args.json:
         args.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")
     return 0
@@ -214,4 +221,4 @@ def _machine() -> str:
                 break
     except OSError:
         pass
-    return f"{name}, {torch.get_num_threads()} cores in use"
+    return f"{name}, {torch.get_num_threads()} threads"

