@@ -169,6 +169,9 @@ def _body() -> dict[str, Any]:
     """Decode the request's JSON, which has to be an object."""
     try:
         data = request.get_data(cache=False)
+        if request.content_length is None and len(data) >= _backend().settings.max_body_bytes:
+            # Without an announced length Werkzeug stops at the limit, and says nothing.
+            raise RequestEntityTooLarge
         body = json.loads(data)
         if b"\\ud" in data.lower():
             # Half a surrogate pair is a string that nothing can store or send on.
