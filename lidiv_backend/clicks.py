@@ -120,9 +120,14 @@ def distance_maps(packed: Tensor, size: tuple[int, int], *, stride: float = 1.0)
         float32 (B, 2, H, W) in [0, 1]: distance to the nearest positive and to the nearest
         negative click, truncated at 255 pixels and divided by 255. A map with no click is 1.
     """
+    squared = _squared_distances(packed, size, stride)
+    return squared.clamp_(max=TRUNCATION**2).sqrt_().div_(TRUNCATION)
+
+
+def _squared_distances(packed: Tensor, size: tuple[int, int], stride: float) -> Tensor:
+    """(B, 2, H, W), pixels squared to the nearest click of each sign; infinite without one."""
     rows, columns = _grid(size, stride, packed)
-    height, width = size
-    maps = packed.new_full((packed.shape[0], 2, height, width), TRUNCATION**2)
+    maps = packed.new_full((packed.shape[0], 2, *size), torch.inf)
     # One click at a time: the (B, K, H, W) tensor of all distances is never held.
     for click in packed.unbind(1):
         x, y, sign = (part.view(-1, 1, 1) for part in click.unbind(1))
@@ -131,7 +136,7 @@ def distance_maps(packed: Tensor, size: tuple[int, int], *, stride: float = 1.0)
             maps[:, channel] = torch.where(
                 wanted, torch.minimum(maps[:, channel], squared), maps[:, channel]
             )
-    return maps.sqrt_().div_(TRUNCATION)
+    return maps
 
 
 def click_maps(
@@ -159,8 +164,7 @@ def click_maps(
     height, width = size
     maps = packed.new_zeros(packed.shape[0], 2, height, width)
     if radius > 0:
-        near = distance_maps(packed, size, stride=stride) * TRUNCATION <= radius
-        maps = near.to(maps.dtype)
+        maps = (_squared_distances(packed, size, stride) <= radius**2).to(maps.dtype)
     columns = ((packed[..., 0] + 0.5) / stride).floor().long().clamp_(0, width - 1)
     rows = ((packed[..., 1] + 0.5) / stride).floor().long().clamp_(0, height - 1)
     examples = torch.arange(packed.shape[0], device=packed.device).view(-1, 1).expand_as(rows)
