@@ -8,9 +8,14 @@ from pathlib import Path
 
 from lidiv_backend.demo import label_studio
 from lidiv_backend.demo.services import watch
-from lidiv_backend.demo.stack import Stack, StackSettings, connect_project, running_stack
+from lidiv_backend.demo.stack import (
+    Stack,
+    StackSettings,
+    connect_project,
+    fetch_model,
+    running_stack,
+)
 from lidiv_backend.labelstudio.connect import Connection
-from lidiv_backend.weights import SOURCES, fetch_encoder
 
 #: Title of the demo's project.
 PROJECT = "LiDiv demo"
@@ -58,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, signal.default_int_handler)
     if label_studio.ensure_installed(args.label_studio_environment):
         print(f"Installed Label Studio {label_studio.VERSION}.")
-    for encoder in sorted(SOURCES):
-        fetch_encoder(encoder)
+    fetch_model()
     if args.prepare:
         return 0
     settings = StackSettings(

@@ -135,16 +135,21 @@ class RunningService:
             If it ends before, or is not ready after `seconds`; with the end of its log.
         """
         deadline = time.monotonic() + seconds
+        last = "it never answered"
         while True:
             try:
-                if requests.get(self.service.ready_url, timeout=5).status_code == 200:
+                answer = requests.get(self.service.ready_url, timeout=5)
+                if answer.status_code == 200:
                     return
+                last = f"its last answer was {answer.status_code} {answer.text.strip()}"
             except requests.RequestException:
                 pass  # not listening yet
             if self._wait(POLL_SECONDS):
                 raise self.ended()
             if time.monotonic() > deadline:
-                raise self._error(f"{self.service.name} was not ready after {seconds:.0f} s.")
+                raise self._error(
+                    f"{self.service.name} was not ready after {seconds:.0f} s: {last}."
+                )
 
     def has_ended(self) -> bool:
         """Tell whether the process has ended by itself."""

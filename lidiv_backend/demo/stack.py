@@ -15,6 +15,8 @@ from lidiv_backend.demo.credentials import Credentials, load_or_create
 from lidiv_backend.demo.photos import write_photos
 from lidiv_backend.demo.services import RunningService, Service, require_free_port
 from lidiv_backend.labelstudio.connect import Connection, Wish, connect, open_client
+from lidiv_backend.model import read_description, weights_folder
+from lidiv_backend.weights import fetch_encoder
 
 #: Seconds that the two services get together; a first start makes Label Studio's database.
 READY_SECONDS = 240.0
@@ -65,6 +67,26 @@ class Stack:
     def client(self) -> Any:
         """Make the SDK's client for this Label Studio."""
         return open_client(self.label_studio_url, self.credentials.token)
+
+
+def fetch_model() -> str | None:
+    """Fetch the encoder that the preset of the environment needs, unless it is there.
+
+    Returns
+    -------
+    str or None
+        Its name; None if the model has none.
+
+    Raises
+    ------
+    WeightsError
+        If the preset has no weights, or the encoder cannot be fetched.
+    """
+    preset = os.environ.get("LIDIV_PRESET") or "default"
+    encoder = read_description(weights_folder(preset)).proposal.encoder
+    if encoder is not None:
+        fetch_encoder(encoder)
+    return encoder
 
 
 @contextmanager

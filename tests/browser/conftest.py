@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lidiv_backend.demo.stack import Stack, StackSettings, running_stack
+from lidiv_backend.demo.stack import Stack, StackSettings, fetch_model, running_stack
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -53,6 +53,7 @@ def stack(
     label_studio_environment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """Start the two services for all tests of a session."""
+    fetch_model()
     label_studio_port, backend_port = free_ports(2)
     settings = StackSettings(
         folder=tmp_path_factory.mktemp("demo"),
