@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lidiv_backend.errors import WeightsError
@@ -23,17 +22,20 @@ from lidiv_backend.networks.encoders import encoder_checksum
 from lidiv_backend.networks.proposal import (
     ProposalConfig,
     ProposalNetwork,
+    PyramidNetwork,
     build_proposal_network,
 )
 from lidiv_backend.networks.selection import (
+    PooledSelection,
     SelectionConfig,
     SelectionNetwork,
     build_selection_network,
 )
-from lidiv_backend.weights import load_tensors, sha256_of
+from lidiv_backend.weights import load_tensors, save_tensors
 
 _FORMAT = 1
 _DESCRIPTION = "model.json"
+_PROPOSAL, _SELECTION = "f.safetensors", "g.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,41 @@ class Model:
     selection: SelectionNetwork | None
 
 
+def build_networks(
+    proposal: ProposalConfig, selection: SelectionConfig | None
+) -> tuple[ProposalNetwork, SelectionNetwork | None]:
+    """Build f and g with random weights.
+
+    Parameters
+    ----------
+    proposal, selection
+        Architectures of f and g; without g the outputs of f are taken in their own order.
+
+    Raises
+    ------
+    WeightsError
+        If one of them is unknown or impossible, or they do not fit together.
+    """
+    try:
+        f = build_proposal_network(proposal)
+        g = None if selection is None else build_selection_network(selection)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise WeightsError(
+            f"There is no such network: {error}", remedy="Look at proposal and selection."
+        ) from error
+    if selection is not None and selection.heads != proposal.heads:
+        raise WeightsError(
+            f"f has {proposal.heads} outputs, g is made for {selection.heads}.",
+            remedy="Set proposal.heads and selection.heads to the same number.",
+        )
+    if g is not None and isinstance(g, PooledSelection) != isinstance(f, PyramidNetwork):
+        raise WeightsError(
+            f"g '{g.config.architecture}' does not fit f '{proposal.architecture}'.",
+            remedy="'can' goes with 'hypercolumn', 'pooled' with 'pyramid'.",
+        )
+    return f, g
+
+
 def weights_folder(name: str | Path) -> Path:
     """Folder of a preset's weights, or the folder itself.
 
@@ -140,10 +177,15 @@ def read_description(folder: Path) -> ModelDescription:
                 f"({encoder['sha256'][:8]}...).",
                 remedy="Use the version of LiDiv that they came with, or train again.",
             )
-        selection = values["selection"]
+        proposal, selection = ProposalConfig.from_json(values["proposal"]), values["selection"]
+        if proposal.encoder != (None if encoder is None else encoder["name"]):
+            raise WeightsError(
+                f"{folder / _DESCRIPTION} contradicts itself about the encoder.",
+                remedy="Restore the folder, or train again.",
+            )
         return ModelDescription(
             name=values["name"],
-            proposal=ProposalConfig.from_json(values["proposal"]),
+            proposal=proposal,
             selection=None if selection is None else SelectionConfig(**selection),
             inference=InferenceConfig(**values["inference"]),
             training=values["training"],
@@ -161,7 +203,9 @@ def _read_json(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}.") from error
+        raise WeightsError(
+            f"{path} cannot be read: {error}.", remedy="Restore the folder, or train again."
+        ) from error
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise WeightsError(
             f"{path} is not of format {_FORMAT}.", remedy="Use the version that wrote it."
@@ -184,13 +228,11 @@ def load_model(name: str | Path) -> Model:
     """
     folder = weights_folder(name)
     description = read_description(folder)
-    files: dict[str, str] = _read_json(folder)["files"]
-    proposal = build_proposal_network(description.proposal)
-    _fill(proposal, folder, "f.safetensors", files)
-    selection = None
-    if description.selection is not None:
-        selection = build_selection_network(description.selection)
-        _fill(selection, folder, "g.safetensors", files)
+    files = _files(folder)
+    proposal, selection = build_networks(description.proposal, description.selection)
+    _fill(proposal, folder, _PROPOSAL, files)
+    if selection is not None:
+        _fill(selection, folder, _SELECTION, files)
     return Model(
         description=description,
         version=_version(description, files),
@@ -199,13 +241,30 @@ def load_model(name: str | Path) -> Model:
     )
 
 
+def _files(folder: Path) -> dict[str, str]:
+    """Checksums of the files of weights, by name."""
+    files = _read_json(folder).get("files")
+    if not isinstance(files, dict):
+        raise WeightsError(
+            f"{folder / _DESCRIPTION} does not say which files belong to it.",
+            remedy="Restore the folder, or train again.",
+        )
+    return files
+
+
 def _fill(network: torch.nn.Module, folder: Path, name: str, files: Mapping[str, str]) -> None:
+    if name not in files:
+        raise WeightsError(
+            f"{folder / _DESCRIPTION} names no {name}.",
+            remedy="Restore the folder, or train again.",
+        )
     tensors = load_tensors(folder / name, sha256=files[name])
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise WeightsError(
-            f"{folder / name} does not fit the architecture in {_DESCRIPTION}: {error}"
+            f"{folder / name} does not fit the architecture in {_DESCRIPTION}: {error}",
+            remedy="Use the version of LiDiv that wrote it.",
         ) from error
 
 
@@ -240,15 +299,15 @@ def save_model(
         The version.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, tensors in (("f.safetensors", proposal), ("g.safetensors", selection)):
-        if tensors is None:
-            continue
-        aside = folder / f"{name}.part"
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(plain, aside)
-        files[name] = sha256_of(aside)
-        aside.replace(folder / name)
+    files = {
+        name: save_tensors(tensors, folder / f"{name}.part")
+        for name, tensors in ((_PROPOSAL, proposal), (_SELECTION, selection))
+        if tensors is not None
+    }
+    for name in files:
+        (folder / f"{name}.part").replace(folder / name)
+    if selection is None:
+        (folder / _SELECTION).unlink(missing_ok=True)
     _write_description(folder, description, files)
     return _version(description, files)
 
@@ -279,5 +338,4 @@ def record_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Add what was measured to ``model.json``; the version does not change."""
     description = read_description(folder)
     merged = {**description.results, **results}
-    files = _read_json(folder)["files"]
-    _write_description(folder, replace(description, results=merged), files)
+    _write_description(folder, replace(description, results=merged), _files(folder))

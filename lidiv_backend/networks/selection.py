@@ -217,8 +217,8 @@ def build_selection_network(config: SelectionConfig) -> SelectionNetwork:
     """
     try:
         return ARCHITECTURES[config.architecture](config)
-    except KeyError as error:
+    except KeyError:
         raise WeightsError(
-            f"The architecture of g is {error}, which is unknown.",
+            f"The architecture of g is '{config.architecture}', which is unknown.",
             remedy=f"Known are {', '.join(ARCHITECTURES)}; is the file of a newer version?",
         ) from None
