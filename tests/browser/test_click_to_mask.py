@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lidiv_backend.demo.stack import Stack, connect_project
 from lidiv_backend.labelstudio.connect import recommended_label_config
+from lidiv_backend.learning.store import Store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -29,12 +31,12 @@ CONFIGS = {"labels and brush": recommended_label_config(), "brush labels": LABEL
 FIRST, SECOND, NEGATIVE = (240, 230), (380, 200), (120, 290)
 
 
-def photo_address(stack: Stack, title: str, label_config: str, photo: str) -> str:
-    """Make a project, and return where one photo's task is."""
+def photo_address(stack: Stack, title: str, label_config: str, photo: str) -> tuple[int, str]:
+    """Make a project, and return its number and where one photo's task is."""
     project = connect_project(stack, title=title, label_config=label_config).project_id
     tasks = stack.client().tasks.list(project=project)
     (task,) = (each.id for each in tasks if each.data["image"].endswith(photo))
-    return f"{stack.label_studio_url}/projects/{project}/data?task={task}"
+    return project, f"{stack.label_studio_url}/projects/{project}/data?task={task}"
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -42,7 +44,8 @@ def test_click_to_mask(stack: Stack, page: Page, screenshots: Path, config: str)
     from tests.browser.labeling import LabelingPage, decode_mask
 
     labeling = LabelingPage(page, screenshots)
-    labeling.open(photo_address(stack, config, CONFIGS[config], "coffee.jpg"))
+    project, address = photo_address(stack, config, CONFIGS[config], "coffee.jpg")
+    labeling.open(address)
     labeling.keep_label_selected()
     labeling.choose_auto_detect("Object")
 
@@ -82,6 +85,25 @@ def test_click_to_mask(stack: Stack, page: Page, screenshots: Path, config: str)
         np.testing.assert_array_equal(mask, shown.mask)
     assert {label for region in stored for label in _labels(region)} == {"Object"}
     assert not any(region["type"] == "keypoint" for region in stored)
+
+    # The webhook, with its secret, told the backend; the region's id leads to the clicks.
+    store = Store(f"sqlite:///{stack.folder / 'backend' / 'lidiv.sqlite'}")
+    with closing(store):
+        (key,) = (
+            each.project for each in store.connections() if each.project.startswith(f"{project}.")
+        )
+        kept = store.annotation(key, annotation)
+        answer = store.answer(stored[0]["id"])
+    assert kept is not None
+    assert list(kept.result) == stored
+    assert answer is not None
+    assert [(each.positive, each.next) for each in answer.clicks] == [
+        (True, False),
+        (True, False),
+        (False, False),
+        (True, True),
+    ]
+    assert answer.shown == 1
 
 
 def _labels(region: dict[str, Any]) -> list[str]:
