@@ -1,0 +1,314 @@
+"""f: Table 1, the split projection, and every architecture that is registered."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from lidiv_backend.clicks import Click, click_maps, distance_maps, pack_clicks
+from lidiv_backend.errors import WeightsError
+from lidiv_backend.networks.encoders import ENCODERS, Encoder, build_encoder
+from lidiv_backend.networks.prompt import Prompt, PromptChannels
+from lidiv_backend.networks.proposal import (
+    ARCHITECTURES,
+    BODIES,
+    ContextAggregation,
+    HypercolumnNetwork,
+    ProposalConfig,
+    ProposalNetwork,
+    _Similarity,
+    build_proposal_network,
+)
+from lidiv_backend.networks.selection import SelectionConfig, build_selection_network
+from lidiv_backend.training.config import PRESETS
+
+#: Table 1: convolution, dilation and receptive field of each layer.
+TABLE_1 = [
+    (1, 1, 1),
+    (3, 1, 3),
+    (3, 2, 7),
+    (3, 4, 15),
+    (3, 8, 31),
+    (3, 16, 63),
+    (3, 32, 127),
+    (3, 64, 255),
+    (3, 128, 511),
+    (3, 1, 513),
+    (1, 1, 513),
+]
+
+
+@pytest.fixture(scope="module")
+def encoders() -> Callable[[str | None], Encoder | None]:
+    """Encoders with random weights, each made once."""
+    made: dict[str, Encoder] = {}
+
+    def get(name: str | None) -> Encoder | None:
+        if name is None:
+            return None
+        if name not in made:
+            torch.manual_seed(0)
+            made[name] = build_encoder(name, pretrained=False)
+        return made[name]
+
+    return get
+
+
+def prompt_for(size: tuple[int, int], *, batch: int = 1) -> Prompt:
+    height, width = size
+    clicks = [Click(x=width // 2, y=height // 2), Click(x=0, y=height - 1, positive=False)]
+    return Prompt(clicks=pack_clicks([clicks] * batch), previous=torch.rand(batch, 1, *size))
+
+
+class TestTable1:
+    def test_layers(self) -> None:
+        network = build_proposal_network(PRESETS["paper"].proposal)
+        assert isinstance(network, HypercolumnNetwork)
+        layers = list(network.body)
+        convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        # Layer 1 is the projection; its parts are compared with the literal form below.
+        assert len(convolutions) == len(TABLE_1) - 1
+        for layer, (side, dilation, _) in zip(convolutions, TABLE_1[1:], strict=True):
+            assert layer.kernel_size == (side, side)
+            assert layer.dilation == (dilation, dilation)
+            assert layer.in_channels == 64
+            assert layer.bias is not None
+        assert [layer.out_channels for layer in convolutions] == [64] * 9 + [6]
+        activations = [layer for layer in layers if not isinstance(layer, nn.Conv2d)]
+        assert len(activations) == 9
+        assert all(
+            isinstance(layer, nn.LeakyReLU) and layer.negative_slope == 0.2 for layer in activations
+        )
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_receptive_fields(self, axis: int) -> None:
+        """An impulse through positive weights lights up exactly what a layer can see."""
+        body = ContextAggregation(1, 1, width=1)
+        reached = []
+        with torch.no_grad():
+            for parameter in body.parameters():
+                parameter.fill_(1.0 if parameter.ndim == 4 else 0.0)
+            shape = [1, 1, 1, 1]
+            shape[2 + axis] = 700
+            x = torch.zeros(shape, dtype=torch.float64)
+            x.view(-1)[350] = 1
+            for layer in body.double():
+                x = layer(x)
+                if isinstance(layer, nn.Conv2d):
+                    places = x.flatten().nonzero()
+                    assert places.min() + places.max() == 700
+                    reached.append(int(places.max() - places.min()) + 1)
+        assert reached == [field for _, _, field in TABLE_1[1:]]
+
+    def test_the_whole_field_is_a_filled_square(self) -> None:
+        body = ContextAggregation(1, 1, width=1).double()
+        with torch.no_grad():
+            for parameter in body.parameters():
+                parameter.fill_(1.0 if parameter.ndim == 4 else 0.0)
+            x = torch.zeros(1, 1, 530, 530, dtype=torch.float64)
+            x[0, 0, 265, 265] = 1
+            lit = body(x)[0, 0] != 0
+        assert lit.sum() == 513**2
+        assert lit[265 - 256 : 265 + 257, 265 - 256 : 265 + 257].all()
+
+    @pytest.mark.parametrize("preset", sorted(PRESETS))
+    def test_f_and_g_have_less_than_a_million_parameters(self, preset: str) -> None:
+        config = PRESETS[preset]
+        assert config.selection is not None
+        for network in (
+            build_proposal_network(config.proposal),
+            build_selection_network(config.selection),
+        ):
+            assert 10_000 < sum(parameter.numel() for parameter in network.parameters()) < 1_000_000
+
+
+class TestSplitProjection:
+    def test_equals_the_literal_hypercolumn(
+        self, encoders: Callable[[str | None], Encoder | None]
+    ) -> None:
+        torch.manual_seed(1)
+        network = HypercolumnNetwork(ProposalConfig())
+        network.body = nn.Identity()
+        encoder = encoders("vgg19")
+        assert encoder is not None
+        size = (37, 50)
+        rgb, prompt = torch.rand(2, 3, *size), prompt_for(size, batch=2)
+        with torch.no_grad():
+            features = encoder(rgb)
+            found = network(network.project(rgb, features), prompt).logits
+
+            upsampled = [
+                F.interpolate(feature, size, mode="bilinear", align_corners=False)
+                for feature in features
+            ]
+            hypercolumn = torch.cat(
+                [
+                    rgb,
+                    *upsampled,
+                    click_maps(prompt.clicks, size),
+                    distance_maps(prompt.clicks, size),
+                ],
+                1,
+            )
+            assert hypercolumn.shape[1] == 1479
+            layer1 = nn.Conv2d(1479, 64, 1)
+            parts = [network.project_rgb, *network.project_levels, network.project_prompt]
+            layer1.weight.copy_(torch.cat([part.weight for part in parts], 1))
+            layer1.bias.copy_(network.project_rgb.bias)
+            expected = layer1(hypercolumn)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    def test_clicks_change_nothing_that_is_cached(
+        self, encoders: Callable[[str | None], Encoder | None]
+    ) -> None:
+        network = build_proposal_network(ProposalConfig(encoder=None))
+        rgb = torch.rand(1, 3, 20, 20)
+        with torch.no_grad():
+            projected = network.project(rgb, ())
+            copies = [part.clone() for part in projected]
+            network(projected, prompt_for((20, 20)))
+        for part, copy in zip(projected, copies, strict=True):
+            assert torch.equal(part, copy)
+
+
+def walk() -> list[ProposalConfig]:
+    """Every architecture with every body, encoder and kind of prompt that goes with it."""
+    prompts = (PromptChannels(), PromptChannels(previous=True, radius=2.0))
+    configs = []
+    for architecture, prompt in itertools.product(ARCHITECTURES, prompts):
+        if architecture == "hypercolumn":
+            configs += [
+                ProposalConfig(architecture=architecture, encoder=encoder, body=body, prompt=prompt)
+                for encoder in (None, *ENCODERS)
+                for body in BODIES
+            ]
+        else:
+            configs += [
+                ProposalConfig(architecture=architecture, encoder=encoder, prompt=prompt)
+                for encoder, levels in ((name, ENCODERS[name].levels) for name in ENCODERS)
+                if {4, 8, 16} <= {level.stride for level in levels}
+            ]
+    return configs
+
+
+@pytest.mark.parametrize(
+    "config",
+    walk(),
+    ids=lambda c: f"{c.architecture}-{c.encoder}-{c.body}-{'previous' * c.prompt.previous}",
+)
+def test_every_architecture(
+    config: ProposalConfig, encoders: Callable[[str | None], Encoder | None]
+) -> None:
+    torch.manual_seed(0)
+    network = build_proposal_network(config)
+    encoder = encoders(config.encoder)
+    # Odd numbers of the smallest cell: nothing may count on divisibility.
+    sizes = [(3 * network.multiple, 5 * network.multiple), (1, 1), (37, 21)]
+    for size in sizes if network.multiple == 1 else [sizes[0], (network.multiple,) * 2]:
+        rgb, prompt = torch.rand(2, 3, *size), prompt_for(size, batch=2)
+        features = () if encoder is None else encoder(rgb)
+        projected = network.project(rgb, features)
+        decoded = network(projected, prompt)
+        cells = tuple(side // network.output_stride for side in size)
+        assert decoded.logits.shape == (2, config.heads, *cells)
+        assert decoded.logits.isfinite().all()
+    network.zero_grad()
+    (decoded.logits.sigmoid().mean() + sum(part.mean() for part in decoded.features)).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("heads", range(1, 9))
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_m_is_a_parameter(preset: str, heads: int) -> None:
+    config = ProposalConfig(**{**vars(PRESETS[preset].proposal), "heads": heads})
+    network = build_proposal_network(config)
+    assert network.config.heads == heads
+    selection = build_selection_network(SelectionConfig(heads=heads))
+    rgb, masks = torch.rand(1, 3, 9, 9), torch.rand(1, heads, 9, 9)
+    assert selection(rgb, prompt_for((9, 9)), masks, ()).shape == (1, heads)
+
+
+def test_configs_survive_json() -> None:
+    for config in walk():
+        assert ProposalConfig.from_json(config.to_json()) == config
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("field", ["architecture", "encoder", "body"])
+    def test_unknown_names(self, field: str) -> None:
+        with pytest.raises(WeightsError, match=f"The {field} of f is 'x'.*newer version"):
+            build_proposal_network(ProposalConfig(**{field: "x"}))
+
+    def test_a_pyramid_without_its_levels(self) -> None:
+        with pytest.raises(WeightsError, match="needs levels at strides 4, 8 and 16"):
+            build_proposal_network(ProposalConfig(architecture="pyramid", encoder="dinov2"))
+
+
+class TestSimilarity:
+    def test_is_the_largest_cosine_to_a_click(self) -> None:
+        torch.manual_seed(0)
+        height, width, stride, subspaces, channels = 4, 6, 8, 3, 5
+        similarity = _Similarity(7, subspaces=subspaces, width=channels, stride=stride)
+        x = torch.randn(2, 7, height, width)
+        # Clicks at the centres of cells, so that sampling is reading.
+        cells = {0: [(1, 2, 1), (3, 5, 1), (0, 0, -1)], 1: [(2, 2, -1)]}
+        packed = torch.zeros(2, 3, 3)
+        for example, places in cells.items():
+            for number, (row, column, sign) in enumerate(places):
+                packed[example, number] = torch.tensor(
+                    [(column + 0.5) * stride - 0.5, (row + 0.5) * stride - 0.5, sign]
+                )
+        with torch.no_grad():
+            found = similarity(similarity.describe(x), packed).numpy()
+            vectors = similarity.embed(x).numpy()
+        assert found.shape == (2, 2 * subspaces, height, width)
+        vectors = vectors.reshape(2, subspaces, channels, height, width)
+        for example, space in itertools.product(range(2), range(subspaces)):
+            for channel, wanted in enumerate((1, -1)):
+                places = [(r, c) for r, c, sign in cells[example] if sign == wanted]
+                for row, column in itertools.product(range(height), range(width)):
+                    here = vectors[example, space, :, row, column]
+                    cosines = [
+                        here @ there / (np.linalg.norm(here) * np.linalg.norm(there))
+                        for there in (vectors[example, space, :, r, c] for r, c in places)
+                    ]
+                    expected = max(cosines, default=0.0)
+                    got = found[example, channel * subspaces + space, row, column]
+                    assert got == pytest.approx(expected, abs=1e-5)
+
+    def test_without_a_click_it_is_0(self) -> None:
+        similarity = _Similarity(4, subspaces=2, width=3, stride=4)
+        described = similarity.describe(torch.randn(1, 4, 5, 5))
+        assert (similarity(described, pack_clicks([[]])) == 0).all()
+        only_positive = similarity(described, pack_clicks([[Click(x=3, y=3)]]))
+        assert (only_positive[:, 2:] == 0).all()
+        assert (only_positive[:, :2] != 0).any()
+
+
+def test_padding_of_the_batch_changes_nothing() -> None:
+    torch.manual_seed(0)
+    config = ProposalConfig(architecture="pyramid", encoder="mobilesam")
+    network: ProposalNetwork = build_proposal_network(config).eval()
+    rgb = torch.rand(2, 3, 32, 48)
+    features: list[Tensor] = [
+        torch.randn(2, level.channels, 32 // level.stride, 48 // level.stride)
+        for level in ENCODERS["mobilesam"].levels
+    ]
+    short, long = [Click(x=5, y=5)], [Click(x=9, y=20), Click(x=40, y=3, positive=False)]
+    with torch.no_grad():
+        projected = network.project(rgb, features)
+        together = network(projected, Prompt(clicks=pack_clicks([short, long]))).logits
+        for index, clicks in enumerate((short, long)):
+            alone = network(
+                [part[index : index + 1] for part in projected],
+                Prompt(clicks=pack_clicks([clicks])),
+            ).logits
+            torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-4)
