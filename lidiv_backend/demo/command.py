@@ -61,8 +61,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo until Ctrl+C."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    if label_studio.ensure_installed(args.label_studio_environment):
-        print(f"Installed Label Studio {label_studio.VERSION}.")
+    if not label_studio.is_installed(args.label_studio_environment):
+        print(
+            f"Installing Label Studio into {args.label_studio_environment}; this takes minutes.",
+            flush=True,
+        )
+        label_studio.install(args.label_studio_environment)
     fetch_model()
     if args.prepare:
         return 0

@@ -15,18 +15,26 @@ from lidiv_backend.errors import LidivError
 VERSION = "1.23.2"
 
 
-def ensure_installed(environment: Path) -> bool:
-    """Make the virtual environment and install Label Studio into it, unless that is done.
+def is_installed(environment: Path) -> bool:
+    """Tell whether a virtual environment has the right Label Studio."""
+    python = environment / "bin" / "python"
+    if not python.exists():
+        return False
+    # pip installs a package after those that it depends on, so its version is there last.
+    question = "import importlib.metadata as m; print(m.version('label-studio'))"
+    answer = subprocess.run(  # noqa: S603 - our own command
+        (str(python), "-c", question), capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() == VERSION
+
+
+def install(environment: Path) -> None:
+    """Make a virtual environment, if there is none, and install Label Studio into it.
 
     Parameters
     ----------
     environment
         Folder of the virtual environment.
-
-    Returns
-    -------
-    bool
-        Whether something was installed.
 
     Raises
     ------
@@ -34,8 +42,6 @@ def ensure_installed(environment: Path) -> bool:
         If it cannot be installed.
     """
     python = environment / "bin" / "python"
-    if python.exists() and _installed_version(python) == VERSION:
-        return False
     steps = (
         (sys.executable, "-m", "venv", str(environment)),
         (str(python), "-m", "pip", "install", "--quiet", f"label-studio=={VERSION}"),
@@ -46,16 +52,6 @@ def ensure_installed(environment: Path) -> bool:
                 f"Label Studio {VERSION} could not be installed into {environment}.",
                 remedy="The reason is printed above; PyPI must be reachable by pip.",
             )
-    return True
-
-
-def _installed_version(python: Path) -> str:
-    # pip installs a package after those that it depends on, so the version is there last.
-    question = "import importlib.metadata as m; print(m.version('label-studio'))"
-    answer = subprocess.run(  # noqa: S603 - our own command
-        (str(python), "-c", question), capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip()
 
 
 def service(*, environment: Path, folder: Path, port: int, credentials: Credentials) -> Service:
@@ -64,7 +60,7 @@ def service(*, environment: Path, folder: Path, port: int, credentials: Credenti
     Parameters
     ----------
     environment
-        Virtual environment with Label Studio, see `ensure_installed`.
+        Virtual environment with Label Studio, see `install`.
     folder
         Keeps the SQLite database; files below it can be served as images.
     port
