@@ -42,7 +42,7 @@ format: .venv/.installed ## Put the code into shape
 weights: .venv/.installed ## Fetch the pretrained encoders into the cache
 	@.venv/bin/lidiv weights fetch || echo "Tests that need the encoders' weights will be skipped."
 
-env-ml: .venv-ml/.installed ## Put label-studio-ml 1.0.9 where its test finds it
+env-ml: .venv-ml/.installed ## Make the environment that the test of label-studio-ml needs
 
 clean-environments: ## Delete the environments; the next target makes them again
 	rm -rf .venv .venv-labelstudio .venv-ml
@@ -60,9 +60,10 @@ clean-environments: ## Delete the environments; the next target makes them again
 	.venv/bin/python -m pip install --quiet --editable '.[dev,browser]'
 	@touch $@
 
-# label-studio-ml 1.0.9 wants Flask 1.1.2 and does not name redis and rq: only what it needs to be
-# imported goes into a folder that its test puts in front of our own packages.
-.venv-ml/.installed: .venv/.installed
-	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target .venv-ml \
+# label-studio-ml 1.0.9 wants Flask 1.1.2, and does not name redis and rq: without its dependencies,
+# and with what it needs to be imported, it runs on the packages of .venv.
+.venv-ml/.installed: | .venv/bin/python
+	.venv/bin/python -m venv .venv-ml
+	.venv-ml/bin/python -m pip install --quiet --no-deps \
 	  label-studio-ml==1.0.9 label-studio-tools colorama redis rq
 	@touch $@
