@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from lidiv_backend.errors import BadRequestError, WeightsError
 from lidiv_backend.evaluation.datasets import known_data_sets, split_specs
+from lidiv_backend.evaluation.measures import Summary
 from lidiv_backend.evaluation.methods import CLASSICAL, CLASSICAL_LONGEST_SIDE, MethodSpec
-from lidiv_backend.evaluation.protocols import MAX_CLICKS, ClickProtocol, ProtocolSettings
+from lidiv_backend.evaluation.protocols import ClickProtocol, ProtocolSettings
 from lidiv_backend.evaluation.runner import Plan, evaluate
-from lidiv_backend.evaluation.tables import render_json, render_markdown, summaries_of
+from lidiv_backend.evaluation.tables import (
+    render_json,
+    render_markdown,
+    render_summary,
+    summaries_of,
+)
+from lidiv_backend.measured import insert_measured
+from lidiv_backend.model import record_results, weights_folder
+from lidiv_backend.training.card import write_card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="add to what the folder holds")
     parser.add_argument("--data", type=Path, help="where benchmarks lie; default: LIDIV_DATA")
     parser.add_argument("--split", help="part of the sets that have parts, such as val")
-    parser.add_argument("--max-clicks", type=int, default=MAX_CLICKS)
     parser.add_argument(
         "--stop-at", type=float, default=0.95, help="the annotator is content with this IoU"
     )
@@ -44,6 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-actions",
         action="store_true",
         help="leave out the annotator who may step to another proposal: quicker",
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write what folders of weights scored into their model.json and model card",
+    )
+    parser.add_argument(
+        "--insert",
+        type=Path,
+        metavar="PAGE",
+        help="put the tables into this page's section 'clicks'",
     )
     parser.add_argument(
         "--longest-side",
@@ -55,7 +76,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write them beside the results."""
-    plan = Plan(
+    plan = _plan(args)
+    contents = evaluate(plan, args.out, jobs=args.jobs, resume=args.resume)
+    summaries = summaries_of(contents.latest())
+    text = render_markdown(summaries, contents.problems)
+    (args.out / "summary.md").write_text(text, encoding="utf-8")
+    (args.out / "summary.json").write_text(
+        render_json(summaries, contents.problems), encoding="utf-8"
+    )
+    sys.stdout.write(text)
+    if args.record:
+        _record(plan, summaries, _words(args, plan))
+    if args.insert:
+        insert_measured(args.insert, "clicks", text, command=_words(args, plan))
+    return 1 if any(problem.defect for problem in contents.problems) else 0
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    known = [protocol.value for protocol in ClickProtocol]
+    protocols = args.protocol.split(",")
+    if not set(protocols) <= set(known):
+        raise BadRequestError(
+            f"There is no protocol {args.protocol!r}.", remedy=f"Known are: {', '.join(known)}."
+        )
+    if args.seeds < 1 or not 0 < args.stop_at <= 1:
+        raise BadRequestError(
+            f"{args.seeds} seeds and an IoU of {args.stop_at} cannot be.",
+            remedy="Give at least one seed and an IoU of at most 1.",
+        )
+    return Plan(
         methods=tuple(
             MethodSpec.parse(text, longest_side=args.longest_side or None)
             for text in args.methods.split(",")
@@ -63,24 +112,44 @@ def run(args: argparse.Namespace) -> int:
         data_sets=tuple(split_specs(args.data_sets)),
         settings=tuple(
             ProtocolSettings(
-                protocol=ClickProtocol(name),
-                max_clicks=args.max_clicks,
-                stop_at=args.stop_at,
-                actions=not args.no_actions,
+                protocol=ClickProtocol(name), stop_at=args.stop_at, actions=not args.no_actions
             )
-            for name in args.protocol.split(",")
+            for name in protocols
         ),
         seeds=tuple(range(args.seeds)),
         limit=args.limit,
         data=args.data,
         split=args.split,
     )
-    outcome = evaluate(plan, args.out, jobs=args.jobs, resume=args.resume)
-    summaries = summaries_of(outcome.results)
-    text = render_markdown(summaries, outcome.problems)
-    (args.out / "summary.md").write_text(text, encoding="utf-8")
-    (args.out / "summary.json").write_text(
-        render_json(summaries, outcome.problems), encoding="utf-8"
-    )
-    sys.stdout.write(text)
-    return 1 if any(problem.defect for problem in outcome.problems) else 0
+
+
+def _words(args: argparse.Namespace, plan: Plan) -> str:
+    """The command as it can be repeated, without anybody's own folders."""
+    words = ["lidiv evaluate --methods", ",".join(spec.label for spec in plan.methods)]
+    words += ["--data-sets", args.data_sets, "--protocol", args.protocol]
+    if any(s.protocol is ClickProtocol.SAMPLED for s in plan.settings):
+        words += ["--seeds", str(args.seeds)]
+    if args.limit is not None:
+        words += ["--limit", str(args.limit)]
+    return " ".join(words)
+
+
+def _record(plan: Plan, summaries: Sequence[Summary], command: str) -> None:
+    """Write what weights scored into their folders, and their cards anew."""
+    for spec in plan.methods:
+        try:
+            folder = weights_folder(spec.source)
+        except WeightsError:
+            continue
+        own = [summary for summary in summaries if summary.method == spec.label]
+        record_results(
+            folder,
+            {
+                f"Clicks on {summary.data_set}, protocol {summary.protocol}": {
+                    "command": command,
+                    "text": render_summary(summary),
+                }
+                for summary in own
+            },
+        )
+        write_card(folder)

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from lidiv_backend.errors import DataError
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.data import (
+    CocoSet,
+    ImagePair,
     ImageSetSpec,
+    MaskConvention,
+    PairSet,
     known_image_sets,
     open_image_set,
     register_image_set,
 )
-from lidiv_backend.training.data.folder import ImagePair, PairSet
-from lidiv_backend.training.data.labels import MaskConvention
 
 #: Environment variable that names the folder with ``eval/``.
 DATA_VARIABLE = "LIDIV_DATA"
@@ -104,6 +108,56 @@ BENCHMARKS: dict[str, Benchmark] = {
         origin="Pascal VOC 2012's segmentation challenge, its folder VOCdevkit",
     ),
 }
+
+
+class CocoSample(CocoSet):
+    """The paper's sample of COCO: 10 images of each of 80 categories, one object on each.
+
+    Section 5.1 says no more than that the images and the objects are drawn at random; which ones
+    is not published. Here they are drawn with a fixed seed.
+
+    Parameters
+    ----------
+    images, annotations
+        As in `CocoSet`, of COCO's validation part.
+
+    Raises
+    ------
+    DataError
+        If there are not 80 categories with at least 10 images each.
+    """
+
+    categories = 80
+    images_each = 10
+
+    def __init__(self, images: str | Path, annotations: str | Path) -> None:
+        super().__init__(images, annotations)
+        self.name = "COCO"
+        of_category: dict[str, list[tuple[int, int]]] = {}
+        for number, image in enumerate(self._images):
+            for place, item in enumerate(image.objects):
+                of_category.setdefault(item.label, []).append((number, place))
+        if len(of_category) != self.categories:
+            raise DataError(
+                f"{annotations} has objects of {len(of_category)} categories, COCO has "
+                f"{self.categories}.",
+                remedy="Name COCO's instances_val2017.json or instances_val2014.json.",
+            )
+        generator = np.random.default_rng(0)
+        drawn = []
+        for label, places in sorted(of_category.items()):
+            numbers = sorted({number for number, _ in places})
+            if len(numbers) < self.images_each:
+                raise DataError(
+                    f"{annotations} has {len(numbers)} images with the category {label!r}; the "
+                    f"sample needs {self.images_each}.",
+                    remedy="Name the annotations of all of COCO's validation part.",
+                )
+            for number in generator.choice(numbers, self.images_each, replace=False):
+                choices = [place for image, place in places if image == number]
+                chosen = self._images[number].objects[int(generator.choice(choices))]
+                drawn.append(replace(self._images[number], objects=(chosen,)))
+        self._images = tuple(drawn)
 
 
 def open_data_set(spec: str, *, split: str | None = None, data: Path | None = None) -> ImageSet:
@@ -224,6 +278,12 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
 
 
+def _open_coco_sample(spec: ImageSetSpec) -> ImageSet:
+    spec.require(paths=2)
+    return CocoSample(*spec.paths)
+
+
+register_image_set("coco-paper", _open_coco_sample, usage="coco-paper:/images,/annotations.json")
 for _name, _benchmark in BENCHMARKS.items():
     if _benchmark.layouts:
         register_image_set(_name, partial(_open_pairs, _benchmark), usage=f"{_name}:/folder")

@@ -12,6 +12,7 @@ import numpy as np
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import BadRequestError
 from lidiv_backend.evaluation.protocols import Method
+from lidiv_backend.predictor import Predictor
 
 _PACKAGE = "lidiv_backend.evaluation.classical"
 
@@ -103,11 +104,19 @@ def _make(spec: MethodSpec) -> Method:
                 f"The method {spec.source} cannot be imported: {error}.",
                 remedy="Write module:callable, with the module on the Python path.",
             ) from error
-    from lidiv_backend.predictor import Predictor
-
-    return Predictor.from_pretrained(spec.source)
+    # Every image is embedded once, so there is nothing to cache, and times are honest.
+    return Predictor.from_pretrained(spec.source, cache_bytes=0)
 
 
 def version_of(method: Method) -> str:
     """Name of the method's weights and parameters, its class where it has no ``version``."""
     return str(getattr(method, "version", type(method).__qualname__))
+
+
+def describe(method: Method) -> str:
+    """Say for people how a method was trained or what its parameters are, in one line."""
+    if not isinstance(method, Predictor):
+        return str(getattr(method, "about", ""))
+    training = method.model.description.training
+    known = {key: value for key, value in training.items() if isinstance(value, int | float | str)}
+    return ", ".join(f"{key} {value}" for key, value in known.items())

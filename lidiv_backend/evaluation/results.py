@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,8 @@ class Result:
         Hash of all else that decides the outcome, see `settings_hash`.
     version
         Of the method: its weights or parameters.
+    index
+        Which image of the set.
     height, width
         Of the image, pixels.
     area
@@ -53,6 +55,7 @@ class Result:
     key: RunKey
     settings: str
     version: str
+    index: int
     height: int
     width: int
     area: int
@@ -67,7 +70,7 @@ class Problem:
     ----------
     data_set, image
         Where.
-    method
+    method, object
         Empty where the data are at fault whatever the method.
     reason
         For people.
@@ -79,18 +82,126 @@ class Problem:
     image: str
     reason: str
     method: str = ""
+    object: str = ""
     defect: bool = False
 
 
-def _to_line(entry: Result | Problem) -> str:
-    kind = "result" if isinstance(entry, Result) else "problem"
-    return json.dumps({"kind": kind, **asdict(entry)}, separators=(",", ":"), allow_nan=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodEntry:
+    """A method that ran, and how to have it again.
+
+    Parameters
+    ----------
+    label, source, longest_side
+        As in `lidiv_backend.evaluation.methods.MethodSpec`.
+    version
+        Weights or parameters.
+    about
+        How it was trained, or its parameters, for people.
+    machine
+        Where it ran.
+    """
+
+    label: str
+    source: str
+    longest_side: int | None
+    version: str
+    about: str
+    machine: str
 
 
-def _from_line(line: str) -> Result | Problem:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSetEntry:
+    """A data set that was used, and how to open it again.
+
+    Parameters
+    ----------
+    name
+        As in the results.
+    spec, split, data
+        As `lidiv_backend.evaluation.datasets.open_data_set` takes them.
+    images
+        How many images it has.
+    """
+
+    name: str
+    spec: str
+    split: str | None
+    data: str | None
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsEntry:
+    """Which settings of a method, data set and protocol were asked for, see `Contents.latest`."""
+
+    method: str
+    data_set: str
+    protocol: str
+    settings: str
+
+
+Entry = Result | Problem | MethodEntry | DataSetEntry | SettingsEntry
+
+_KINDS: dict[str, type[Entry]] = {
+    "result": Result,
+    "problem": Problem,
+    "method": MethodEntry,
+    "data set": DataSetEntry,
+    "settings": SettingsEntry,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a folder of results holds.
+
+    Parameters
+    ----------
+    results
+        Of one key and settings the last; in the order in which they ran.
+    problems
+        Records that could not be measured, each once. What a method failed on is left out where
+        a later run of the image went well.
+    methods, data_sets
+        Of one name the last.
+    settings
+        Of each method, data set and protocol the last.
+    """
+
+    results: tuple[Result, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    methods: tuple[MethodEntry, ...] = ()
+    data_sets: tuple[DataSetEntry, ...] = ()
+    settings: tuple[SettingsEntry, ...] = ()
+
+    def latest(self) -> tuple[Result, ...]:
+        """Leave out what was measured with other settings, or weights, than asked for last."""
+        wanted = {(s.method, s.data_set, s.protocol, s.settings) for s in self.settings}
+        return tuple(
+            result
+            for result in self.results
+            if (
+                result.key.method,
+                result.key.data_set,
+                result.key.protocol,
+                result.settings,
+            )
+            in wanted
+        )
+
+
+def _to_line(entry: Entry) -> bytes:
+    kind = next(name for name, class_ in _KINDS.items() if isinstance(entry, class_))
+    text = json.dumps({"kind": kind, **asdict(entry)}, separators=(",", ":"), allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _from_line(line: str) -> Entry:
     parsed: dict[str, Any] = json.loads(line)
-    if parsed.pop("kind") == "problem":
-        return Problem(**parsed)
+    class_ = _KINDS[parsed.pop("kind")]
+    if class_ is not Result:
+        return class_(**parsed)
     trace = parsed.pop("trace")
     key = RunKey(**parsed.pop("key"))
     return Result(
@@ -105,11 +216,10 @@ def _from_line(line: str) -> Result | Problem:
     )
 
 
-def read_results(folder: Path) -> tuple[list[Result], list[Problem]]:
-    """Read what a folder holds.
+def read_results(folder: Path) -> Contents:
+    """Read what a folder holds; nothing where there is none.
 
-    A line that was cut off by a crash is left out. Of several runs with one key the last counts,
-    and a problem is forgotten where a later run of the same image and method went well.
+    A line that was cut off by a crash is left out.
 
     Raises
     ------
@@ -117,12 +227,15 @@ def read_results(folder: Path) -> tuple[list[Result], list[Problem]]:
         If a line is not what `ResultLog` writes.
     """
     path = folder / FILE_NAME
-    results: dict[tuple[RunKey, str], Result] = {}
-    problems: dict[tuple[str, str, str, str], Problem] = {}
     if not path.exists():
-        return [], []
+        return Contents()
+    results: dict[tuple[RunKey, str], Result] = {}
+    problems: dict[Problem, None] = {}
+    methods: dict[str, MethodEntry] = {}
+    data_sets: dict[str, DataSetEntry] = {}
+    settings: dict[tuple[str, str, str], SettingsEntry] = {}
     text = path.read_text(encoding="utf-8")
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
         try:
             entry = _from_line(line)
         except (ValueError, TypeError, KeyError) as error:
@@ -131,18 +244,29 @@ def read_results(folder: Path) -> tuple[list[Result], list[Problem]]:
                 remedy="Delete that line or write to another folder.",
             ) from error
         if isinstance(entry, Result):
+            # Deleted first, so that the order is that of the last run.
+            results.pop((entry.key, entry.settings), None)
             results[entry.key, entry.settings] = entry
-            problems = {
-                key: problem
-                for key, problem in problems.items()
-                if not (
-                    problem.defect
-                    and key[:3] == (entry.key.data_set, entry.key.image, entry.key.method)
-                )
-            }
+        elif isinstance(entry, Problem):
+            problems[entry] = None
+        elif isinstance(entry, MethodEntry):
+            methods[entry.label] = entry
+        elif isinstance(entry, DataSetEntry):
+            data_sets[entry.name] = entry
         else:
-            problems[entry.data_set, entry.image, entry.method, entry.reason] = entry
-    return list(results.values()), list(problems.values())
+            settings[entry.method, entry.data_set, entry.protocol] = entry
+    measured = {(key.method, key.data_set, key.image, key.object) for key, _ in results}
+    return Contents(
+        results=tuple(results.values()),
+        problems=tuple(
+            problem
+            for problem in problems
+            if (problem.method, problem.data_set, problem.image, problem.object) not in measured
+        ),
+        methods=tuple(methods.values()),
+        data_sets=tuple(data_sets.values()),
+        settings=tuple(settings.values()),
+    )
 
 
 class ResultLog:
@@ -178,19 +302,11 @@ class ResultLog:
         if self._file is not None:
             self._file.close()
 
-    def append(self, entries: Iterable[Result | Problem]) -> None:
+    def append(self, entries: Iterable[Entry]) -> None:
         """Write entries and wait until the disk has them."""
         if self._file is None:
             raise RuntimeError("ResultLog is used as a context manager")
         for entry in entries:
-            self._file.write(_to_line(entry).encode() + b"\n")
+            self._file.write(_to_line(entry))
         self._file.flush()
         os.fsync(self._file.fileno())
-
-
-def latest(results: Iterable[Result]) -> Iterator[Result]:
-    """Leave out runs of settings that a later run of the same key replaced."""
-    by_key: dict[RunKey, Result] = {}
-    for result in results:
-        by_key[result.key] = result
-    yield from by_key.values()

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import platform
 import signal
 import time
 import traceback
@@ -26,14 +27,25 @@ from tqdm import tqdm
 
 from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.evaluation.datasets import open_data_set
-from lidiv_backend.evaluation.methods import MethodSpec, load_method, version_of
+from lidiv_backend.evaluation.methods import MethodSpec, describe, load_method, version_of
 from lidiv_backend.evaluation.protocols import (
     ClickProtocol,
     Method,
     ProtocolSettings,
     run_object,
 )
-from lidiv_backend.evaluation.results import Problem, Result, ResultLog, RunKey, read_results
+from lidiv_backend.evaluation.results import (
+    Contents,
+    DataSetEntry,
+    Entry,
+    MethodEntry,
+    Problem,
+    Result,
+    ResultLog,
+    RunKey,
+    SettingsEntry,
+    read_results,
+)
 from lidiv_backend.records import ImageSet
 
 log = logging.getLogger(__name__)
@@ -70,22 +82,6 @@ class Plan:
     split: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What an evaluation's folder holds after a run.
-
-    Parameters
-    ----------
-    results
-        Of this plan's settings and of all others in the folder, the last of each key.
-    problems
-        Records that could not be measured.
-    """
-
-    results: tuple[Result, ...]
-    problems: tuple[Problem, ...]
-
-
 def settings_hash(settings: ProtocolSettings, version: str) -> str:
     """Name everything that decides a run's outcome and is not in its key."""
     text = json.dumps({**asdict(settings), "version": version}, sort_keys=True)
@@ -94,7 +90,7 @@ def settings_hash(settings: ProtocolSettings, version: str) -> str:
 
 def evaluate(
     plan: Plan, folder: Path, *, jobs: int = 1, resume: bool = False, quiet: bool = False
-) -> Outcome:
+) -> Contents:
     """Run a plan and keep every finished object.
 
     Parameters
@@ -113,7 +109,7 @@ def evaluate(
 
     Returns
     -------
-    Outcome
+    Contents
         All that the folder holds.
 
     Raises
@@ -122,49 +118,87 @@ def evaluate(
         If a method or a data set cannot be opened, or the folder holds results and ``resume`` is
         not set. A bad image or a method's failure on one object is kept as a `Problem` instead.
     """
-    results, _ = read_results(folder)
-    if results and not resume:
+    before = read_results(folder)
+    if before.results and not resume:
         raise BadRequestError(
             f"{folder} already holds results.", remedy="Add --resume or write to another folder."
         )
-    labels = [spec.label for spec in plan.methods]
-    if len(set(labels)) < len(labels):
-        raise BadRequestError(
-            f"Two methods are called alike: {', '.join(labels)}.", remedy="Write label=method."
-        )
     # Opened here first, so that a typing error is answered before hours of work.
-    lengths = {spec: len(_image_set(spec, plan.split, plan.data)) for spec in plan.data_sets}
-    names = {_image_set(spec, plan.split, plan.data).name for spec in plan.data_sets}
-    if len(names) < len(plan.data_sets):
-        raise BadRequestError(
-            f"Two data sets are called alike: {', '.join(sorted(names))}.",
-            remedy="Evaluate them into different folders.",
-        )
-    for spec in plan.methods:
-        _method(spec)
+    data_sets = [_describe_data_set(spec, plan) for spec in plan.data_sets]
+    for what, names in (
+        ("methods", [spec.label for spec in plan.methods]),
+        ("data sets", [entry.name for entry in data_sets]),
+    ):
+        if len(set(names)) < len(names):
+            raise BadRequestError(
+                f"Two {what} are called alike: {', '.join(names)}.",
+                remedy="Write label=method, or measure them into different folders.",
+            )
+    methods = [_describe_method(spec) for spec in plan.methods]
     tasks = [
-        (number, spec, index)
+        (number, entry.spec, index)
         for number in range(len(plan.methods))
-        for spec in plan.data_sets
-        for index in choose_images(lengths[spec], plan.limit)
+        for entry in data_sets
+        for index in choose_images(entry.images, plan.limit)
     ]
-    worker = _Worker(plan, frozenset((result.key, result.settings) for result in results))
+    worker = _Worker(plan, frozenset((result.key, result.settings) for result in before.results))
     with (
         ResultLog(folder) as results_log,
         tqdm(total=len(tasks), unit="image", disable=quiet, smoothing=0.05) as bar,
     ):
+        described: list[Entry] = [
+            *methods,
+            *data_sets,
+            *(
+                SettingsEntry(
+                    method=method.label,
+                    data_set=data_set.name,
+                    protocol=settings.protocol.value,
+                    settings=settings_hash(settings, method.version),
+                )
+                for method in methods
+                for data_set in data_sets
+                for settings in plan.settings
+            ),
+        ]
+        known: list[Entry] = [*before.methods, *before.data_sets, *before.settings]
+        results_log.append(entry for entry in described if entry not in known)
         for method, entries in worker.run_all(tasks, jobs):
             results_log.append(entries)
             bar.set_postfix_str(plan.methods[method].label, refresh=False)
             bar.update()
-    return load_outcome(folder)
+    return read_results(folder)
 
 
-def load_outcome(folder: Path) -> Outcome:
-    """Read a folder of results; of several settings of one key the last that ran counts."""
-    results, problems = read_results(folder)
-    latest = {result.key: result for result in results}
-    return Outcome(results=tuple(latest.values()), problems=tuple(problems))
+def _describe_data_set(spec: str, plan: Plan) -> DataSetEntry:
+    found = _image_set(spec, plan.split, plan.data)
+    return DataSetEntry(
+        name=found.name,
+        spec=spec,
+        split=plan.split,
+        data=None if plan.data is None else str(plan.data),
+        images=len(found),
+    )
+
+
+def _describe_method(spec: MethodSpec) -> MethodEntry:
+    method = _method(spec)
+    return MethodEntry(
+        label=spec.label,
+        source=spec.source,
+        longest_side=spec.longest_side,
+        version=version_of(method),
+        about=describe(method),
+        machine=_machine(),
+    )
+
+
+def _machine() -> str:
+    """Name what the times depend on."""
+    name = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        name += f", {torch.cuda.get_device_name()}"
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def choose_images(length: int, limit: int | None) -> list[int]:
@@ -277,7 +311,8 @@ def measure(
                     data_set=data_set.name,
                     image=image.name,
                     method=label,
-                    reason=f"{target.name}: {error!r}",
+                    object=target.name,
+                    reason=repr(error),
                     defect=not isinstance(error, LidivError),
                 )
                 continue
@@ -285,6 +320,7 @@ def measure(
                 key=key,
                 settings=hashes[chosen],
                 version=version,
+                index=index,
                 height=image.rgb.shape[0],
                 width=image.rgb.shape[1],
                 area=int(np.count_nonzero(target.mask)),

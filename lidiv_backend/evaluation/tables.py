@@ -65,11 +65,36 @@ def render_markdown(summaries: Sequence[Summary], problems: Sequence[Problem]) -
         parts.append(f"## Left out: {len(problems)} records, {defects} by a defect of a method")
         parts.append(
             "\n".join(
-                f"- {p.data_set} {p.image}{f' ({p.method})' if p.method else ''}: {p.reason}"
+                f"- {p.data_set} {p.object or p.image}"
+                f"{f' ({p.method})' if p.method else ''}: {p.reason}"
                 for p in problems
             )
         )
     return "\n\n".join(parts) + "\n"
+
+
+def render_summary(summary: Summary) -> str:
+    """Write one summary as a table of its own, for a model card."""
+    rows = [
+        *(
+            (
+                f"clicks to {100 * target.iou:.0f} % IoU",
+                f"{show_interval(target.clicks)}, failed {100 * target.failures:.1f} %",
+            )
+            for target in summary.targets
+        ),
+        *(
+            (f"actions to {100 * target.iou:.0f} % IoU", show_interval(target.actions))
+            for target in summary.targets
+            if target.actions is not None
+        ),
+        ("IoU of the first mask", show_interval(summary.first_iou, digits=3)),
+        ("best proposal of the first click", show_interval(summary.first_oracle, digits=3)),
+        ("regret of the selection", f"{summary.regret:.3f}"),
+        ("further clicks that made it worse", f"{100 * summary.worse:.1f} %"),
+        ("objects x seeds", f"{summary.objects} x {summary.seeds}"),
+    ]
+    return markdown_table(("measure", "mean (95 % interval)"), rows)
 
 
 def _clicks_table(group: Sequence[Summary]) -> str:

@@ -39,7 +39,9 @@ def result(run: Trace, *, name: str = "a", seed: int = 0, method: str = "m") -> 
     key = RunKey(
         method=method, data_set="set", protocol="centre", image=name, object=name, seed=seed
     )
-    return Result(key=key, settings="s", version="1", height=10, width=10, area=5, trace=run)
+    return Result(
+        key=key, settings="s", version="1", index=0, height=10, width=10, area=5, trace=run
+    )
 
 
 def test_clicks_to_a_target_count_the_first_time_it_was_reached() -> None:

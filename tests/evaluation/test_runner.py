@@ -93,20 +93,20 @@ def without_times(results: tuple[Result, ...]) -> dict:
 
 
 def test_every_object_by_every_protocol_and_seed(folder: Path, tmp_path: Path) -> None:
-    outcome = evaluate(plan(folder), tmp_path / "out", quiet=True)
+    contents = evaluate(plan(folder), tmp_path / "out", quiet=True)
     # The centre protocol has nothing random, so it runs once.
-    assert len(outcome.results) == 6 * (1 + 2)
-    assert outcome.problems == ()
-    key = outcome.results[0].key
+    assert len(contents.latest()) == 6 * (1 + 2)
+    assert contents.problems == ()
+    key = contents.latest()[0].key
     assert (key.method, key.data_set) == ("bright", "rectangles")
-    assert outcome.results[0].area == 14 * 7
+    assert contents.latest()[0].area == 14 * 7
 
 
 def test_processes_give_what_one_process_gives(folder: Path, tmp_path: Path) -> None:
     alone = evaluate(plan(folder, limit=3), tmp_path / "alone", quiet=True)
     together = evaluate(plan(folder, limit=3), tmp_path / "together", jobs=2, quiet=True)
-    assert len(alone.results) == 9
-    assert without_times(alone.results) == without_times(together.results)
+    assert len(alone.latest()) == 9
+    assert without_times(alone.latest()) == without_times(together.latest())
 
 
 def test_resuming_repeats_nothing_and_ends_where_an_unbroken_run_does(
@@ -115,13 +115,13 @@ def test_resuming_repeats_nothing_and_ends_where_an_unbroken_run_does(
     whole = evaluate(plan(folder), tmp_path / "whole", quiet=True)
     out = tmp_path / "out"
     evaluate(plan(folder), out, quiet=True)
-    # A crash in the middle of a line: 4 whole lines, and half of the fifth.
+    # A crash in the middle of a line: method, set, 2 settings and a result are whole.
     lines = (out / FILE_NAME).read_bytes().splitlines(keepends=True)
-    (out / FILE_NAME).write_bytes(b"".join(lines[:4]) + lines[4][:50])
-    kept = (out / FILE_NAME).read_bytes()[: sum(map(len, lines[:4]))]
+    (out / FILE_NAME).write_bytes(b"".join(lines[:5]) + lines[5][:50])
+    kept = (out / FILE_NAME).read_bytes()[: sum(map(len, lines[:5]))]
     Threshold.embedded = 0
     resumed = evaluate(plan(folder), out, resume=True, quiet=True)
-    assert without_times(resumed.results) == without_times(whole.results)
+    assert without_times(resumed.latest()) == without_times(whole.latest())
     assert (out / FILE_NAME).read_bytes().startswith(kept)
     assert len((out / FILE_NAME).read_bytes().splitlines()) == len(lines)
     # The first image was done, the second in part; loading the method embeds nothing of ours.
@@ -135,9 +135,14 @@ def test_other_settings_are_run_again_and_the_last_count(folder: Path, tmp_path:
     centre = ProtocolSettings()
     short = ProtocolSettings(max_clicks=1)
     evaluate(plan(folder, settings=(centre,)), tmp_path, quiet=True)
-    outcome = evaluate(plan(folder, settings=(short,)), tmp_path, resume=True, quiet=True)
-    assert len(outcome.results) == 6
-    assert all(len(result.trace.clicks) == 1 for result in outcome.results)
+    contents = evaluate(plan(folder, settings=(short,)), tmp_path, resume=True, quiet=True)
+    assert len(contents.latest()) == 6
+    assert len(contents.results) == 12
+    assert all(len(result.trace.clicks) == 1 for result in contents.latest())
+    # Asked for again, the first ones count, and nothing is run.
+    again = evaluate(plan(folder, settings=(centre,), limit=2), tmp_path, resume=True, quiet=True)
+    assert again.results == contents.results
+    assert {result.settings for result in again.latest()} == {settings_hash(centre, "threshold-1")}
     assert settings_hash(centre, "1") != settings_hash(short, "1")
     assert settings_hash(centre, "1") != settings_hash(centre, "2")
 
@@ -153,13 +158,13 @@ def test_bad_records_are_counted_and_the_run_goes_on(folder: Path, tmp_path: Pat
     cv2.imwrite(str(folder / "masks" / "2.png"), np.zeros((24, 32), np.uint8))
     cv2.imwrite(str(folder / "masks" / "3.png"), np.full((9, 9), 255, np.uint8))
     (folder / "masks" / "4.png").unlink()
-    outcome = evaluate(plan(folder, settings=(ProtocolSettings(),)), tmp_path, quiet=True)
-    assert {result.key.image for result in outcome.results} == {"0", "5"}
-    assert len(outcome.problems) == 4
-    reasons = " ".join(problem.reason for problem in outcome.problems)
+    contents = evaluate(plan(folder, settings=(ProtocolSettings(),)), tmp_path, quiet=True)
+    assert {result.key.image for result in contents.latest()} == {"0", "5"}
+    assert len(contents.problems) == 4
+    reasons = " ".join(problem.reason for problem in contents.problems)
     for part in ("1.png", "empty", "9 x 9"):
         assert part in reasons
-    assert not any(problem.defect for problem in outcome.problems)
+    assert not any(problem.defect for problem in contents.problems)
 
 
 def test_a_defect_of_a_method_is_counted_and_fails_the_command(
@@ -208,14 +213,17 @@ def test_chosen_images_are_spread_nested_and_distinct() -> None:
 
 
 def test_results_survive_writing_and_reading(folder: Path, tmp_path: Path) -> None:
-    outcome = evaluate(plan(folder, limit=2), tmp_path / "a", quiet=True)
+    contents = evaluate(plan(folder, limit=2), tmp_path / "a", quiet=True)
     problem = Problem(data_set="s", image="i", reason="äöü\nnew line")
     with ResultLog(tmp_path / "b") as log:
-        log.append([*outcome.results, problem])
-    results, problems = read_results(tmp_path / "b")
-    assert tuple(results) == outcome.results
-    assert problems == [problem]
-    assert isinstance(results[0].trace.clicks[0], Click)
+        log.append([*contents.latest(), problem])
+    again = read_results(tmp_path / "b")
+    assert again.results == contents.results
+    assert again.problems == (problem,)
+    assert (again.methods, again.data_sets) == ((), ())
+    assert isinstance(again.results[0].trace.clicks[0], Click)
+    assert [entry.label for entry in contents.methods] == ["bright"]
+    assert [(entry.name, entry.images) for entry in contents.data_sets] == [("rectangles", 6)]
     (tmp_path / "b" / FILE_NAME).write_text('{"kind": "result"}\n')
     with pytest.raises(DataError, match="Line 1"):
         read_results(tmp_path / "b")

@@ -98,10 +98,15 @@ class ClassicalSystem(ABC):
         self.seeds = seeds or SeedParameters()
 
     @property
+    def about(self) -> str:
+        """All parameters."""
+        return ", ".join(f"{name}={value!r}" for name, value in sorted(vars(self).items()))
+
+    @property
     def version(self) -> str:
         """Hash of all parameters, so that results of other parameters are not mixed with these."""
-        text = repr(sorted(vars(self).items()))
-        return f"{type(self).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(self.about.encode()).hexdigest()
+        return f"{type(self).__name__}-{digest[:8]}"
 
     def embed(self, rgb: NDArray[np.uint8]) -> ReducedImage:
         """Reduce an image.
