@@ -5,6 +5,27 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lidiv_backend.errors import BadRequestError
+
+
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of a name; without one the GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    BadRequestError
+        If there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadRequestError(
+            f"There is no device '{name}' here: {reason}", remedy="Use cpu or cuda."
+        ) from error
+    return device
+
 
 def place(module: nn.Module, device: torch.device) -> None:
     """Move a module to a device, its convolutions laid out with the channels last."""

@@ -119,6 +119,8 @@ def build_networks(
         If one of them is unknown or impossible, or they do not fit together.
     """
     try:
+        if proposal.heads < 1:
+            raise ValueError(f"f needs an output, not {proposal.heads} of them.")
         f = build_proposal_network(proposal)
         g = None if selection is None else build_selection_network(selection)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lidiv_backend.caching import BoundedCache
 from lidiv_backend.clicks import Click, pack_clicks, validate_clicks
-from lidiv_backend.devices import best_precision, place
+from lidiv_backend.devices import best_precision, choose_device, place
 from lidiv_backend.errors import BadClickError, BadImageError
 from lidiv_backend.model import InferenceConfig, Model, load_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
@@ -175,11 +175,13 @@ class Predictor:
         ------
         WeightsError
             If weights are missing, damaged or do not fit together.
+        BadRequestError
+            If the device does not exist.
         """
         model = load_model(name)
         encoder_name = model.description.proposal.encoder
         encoder = None if encoder_name is None else build_encoder(encoder_name)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = choose_device(device)
         return cls(
             model,
             encoder,
@@ -265,10 +267,10 @@ class Predictor:
         if self._uses_previous:
             if previous is not None:
                 shown = self._shrink(previous, image)
-            elif len(clicks) > 1:
+            else:
                 shown = self._replay(image, tuple(clicks[:-1]))
         logits, scores = self._propose(image, clicks, shown)
-        ranked = self._rank(logits, scores, image, clicks)
+        ranked = self._rank(logits, scores)
         if self._uses_previous and previous is None:
             self._remember(image, tuple(clicks), logits[ranked[0]])
         height, width = image.height, image.width
@@ -300,7 +302,8 @@ class Predictor:
     def _embed(
         self, key: str, small: NDArray[np.uint8], *, height: int, width: int
     ) -> ImageEmbedding:
-        rgb = torch.from_numpy(small).to(self.device).permute(2, 0, 1).unsqueeze(0)
+        # A copy: torch takes no arrays that are read-only, as those of Pillow are.
+        rgb = torch.tensor(small, device=self.device).permute(2, 0, 1).unsqueeze(0)
         rgb = rgb.float().div_(255).contiguous(memory_format=torch.channels_last)
         with self._autocast():
             features = () if self._encoder is None else self._encoder(rgb)
@@ -326,15 +329,16 @@ class Predictor:
                 scores = self._selection.score(rated.float())[0]
         return logits[0].cpu(), scores.cpu()
 
-    def _replay(self, image: ImageEmbedding, clicks: tuple[Click, ...]) -> Tensor:
-        """Mask that was shown after some clicks, (1, 1, h, w) in [0, 1]."""
-        known = self._memo.get((image.key, clicks))
-        if known is not None:
-            return known
-        shown = self._replay(image, clicks[:-1]) if len(clicks) > 1 else None
-        logits, scores = self._propose(image, clicks, shown)
-        best = self._rank(logits, scores, image, clicks)[0]
-        return self._remember(image, clicks, logits[best])
+    def _replay(self, image: ImageEmbedding, clicks: tuple[Click, ...]) -> Tensor | None:
+        """Mask that was shown after some clicks, (1, 1, h, w) in [0, 1]; None before the first."""
+        shown, done = None, len(clicks)
+        while done and (shown := self._memo.get((image.key, clicks[:done]))) is None:
+            done -= 1
+        for count in range(done + 1, len(clicks) + 1):
+            logits, scores = self._propose(image, clicks[:count], shown)
+            best = self._rank(logits, scores)[0]
+            shown = self._remember(image, clicks[:count], logits[best])
+        return shown
 
     def _remember(self, image: ImageEmbedding, clicks: tuple[Click, ...], logits: Tensor) -> Tensor:
         return self._memo.get_or_compute(
@@ -357,12 +361,13 @@ class Predictor:
         size = image.rgb.shape[-1] // stride, image.rgb.shape[-2] // stride
         shrinks = size[0] < image.width
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        small = cv2.resize(previous.astype(np.float32), size, interpolation=how)
+        mask = previous.astype(np.float32)
+        if previous.dtype != np.bool_:
+            mask = np.clip(np.nan_to_num(mask, nan=0.0), 0.0, 1.0)
+        small = cv2.resize(mask, size, interpolation=how)
         return torch.from_numpy(small)[None, None].to(self.device)
 
-    def _rank(
-        self, logits: Tensor, scores: Tensor, image: ImageEmbedding, clicks: Sequence[Click]
-    ) -> list[int]:
+    def _rank(self, logits: Tensor, scores: Tensor) -> list[int]:
         """Heads from best to worst, near-duplicates and empty masks left out."""
         order: list[int] = scores.argsort(descending=True, stable=True).tolist()
         limit = self.model.description.inference.merge_iou
@@ -393,10 +398,14 @@ def _input_size(
         factor = config.longest_side / max(height, width)
     if config.max_pixels is not None:
         factor = min(factor, (config.max_pixels / (height * width)) ** 0.5)
-    return (
-        max(multiple, round(height * factor / multiple) * multiple),
-        max(multiple, round(width * factor / multiple) * multiple),
+    rows, columns = (
+        max(multiple, round(side * factor / multiple) * multiple) for side in (height, width)
     )
+    if config.max_pixels is not None and rows * columns > config.max_pixels:
+        # The short side of a strip cannot shrink below a cell, so the long one has to.
+        longest = config.max_pixels // min(rows, columns) // multiple * multiple
+        rows, columns = (min(side, max(longest, multiple)) for side in (rows, columns))
+    return rows, columns
 
 
 def _enlarge(

@@ -1,0 +1,122 @@
+"""Small models and data sets that need neither a GPU, nor a network, nor fetched encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lidiv_backend.model import InferenceConfig, Model, ModelDescription, build_networks
+from lidiv_backend.networks.encoders import Encoder, build_encoder
+from lidiv_backend.networks.prompt import PromptChannels
+from lidiv_backend.networks.proposal import ProposalConfig
+from lidiv_backend.networks.selection import SelectionConfig
+from lidiv_backend.predictor import CACHE_BYTES, Predictor
+from lidiv_backend.records import AnnotatedImage, ObjectMask
+
+CPU = torch.device("cpu")
+
+
+def description(
+    *,
+    name: str = "tiny",
+    previous: bool = False,
+    pyramid: bool = False,
+    heads: int = 4,
+    ranked: bool = False,
+    inference: InferenceConfig | None = None,
+) -> ModelDescription:
+    """What `model` builds: the paper's networks without an encoder, or the pyramid."""
+    prompt = PromptChannels(previous=previous)
+    proposal = ProposalConfig(encoder=None, heads=heads, prompt=prompt)
+    selection = SelectionConfig(heads=heads)
+    if pyramid:
+        proposal = ProposalConfig(
+            architecture="pyramid", encoder="mobilesam", heads=heads, prompt=prompt
+        )
+        selection = SelectionConfig(architecture="pooled", heads=heads)
+    return ModelDescription(
+        name=name,
+        proposal=proposal,
+        selection=None if ranked else selection,
+        inference=inference or InferenceConfig(),
+    )
+
+
+def model(about: ModelDescription, *, seed: int = 0) -> Model:
+    """A model with random weights whose masks depend on what is clicked."""
+    torch.manual_seed(seed)
+    proposal, selection = build_networks(about.proposal, about.selection)
+    for network in (proposal, selection):
+        for layer in network.modules() if network is not None else ():
+            if isinstance(layer, nn.Conv2d):
+                # torch's own choice lets what comes in fade from layer to layer.
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="leaky_relu")
+        if network is not None:
+            network.eval().requires_grad_(False)
+    return Model(description=about, version=f"tiny-{seed}", proposal=proposal, selection=selection)
+
+
+def predictor(
+    about: ModelDescription, *, seed: int = 0, cache_bytes: int = CACHE_BYTES, **options: str
+) -> Predictor:
+    """A predictor on the CPU with random weights."""
+    encoder: Encoder | None = None
+    if about.proposal.encoder is not None:
+        torch.manual_seed(seed)
+        encoder = build_encoder(about.proposal.encoder, pretrained=False)
+    made = model(about, seed=seed)
+    return Predictor(made, encoder, device=CPU, cache_bytes=cache_bytes, **options)
+
+
+def photo(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """A photo of noise, uint8 (H, W, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@dataclass
+class PaintedSet:
+    """Images whose objects have colours of their own: each pixel says what it belongs to.
+
+    Image i holds `count` rectangles; object k is painted ``(200, 40 + 60 * k, 40)`` on blue.
+    """
+
+    length: int = 8
+    height: int = 60
+    width: int = 80
+    count: int = 2
+    kinds: tuple[str, ...] = ("instance",)
+    name: str = "painted"
+    #: Indices that were asked for, in order.
+    read: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        self.read.append(index)
+        rng = np.random.default_rng([7, index])
+        rgb = np.full((self.height, self.width, 3), (30, 60, 220), dtype=np.uint8)
+        rgb[..., 2] -= rng.integers(0, 40, (self.height, self.width), dtype=np.uint8)
+        masks = []
+        step = self.width // self.count
+        for number in range(self.count):
+            left = number * step + int(rng.integers(2, step // 4))
+            right = left + int(rng.integers(step // 2, 2 * step // 3))
+            top = int(rng.integers(2, self.height // 4))
+            bottom = top + int(rng.integers(self.height // 3, self.height // 2))
+            mask = np.zeros((self.height, self.width), dtype=bool)
+            mask[top:bottom, left:right] = True
+            rgb[mask] = (200, 40 + 60 * number, 40)
+            masks.append(mask)
+        return AnnotatedImage(
+            name=f"{index}",
+            rgb=rgb,
+            objects=tuple(
+                ObjectMask(name=f"{index}.{k}", mask=mask, kind=self.kinds[k % len(self.kinds)])
+                for k, mask in enumerate(masks)
+            ),
+        )
