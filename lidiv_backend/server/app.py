@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
 import secrets
+import threading
+from collections.abc import Iterator
 from typing import Any, cast
 
 from flask import Blueprint, Flask, Response, current_app, g, jsonify, render_template, request
@@ -20,9 +23,10 @@ from lidiv_backend.server.security import (
     require_no_wrong_login,
     require_webhook_secret,
 )
-from lidiv_backend.server.settings import Settings
+from lidiv_backend.server.settings import RESERVED_THREADS, Settings
 
 _EXTENSION = "lidiv"
+_PLACES = "lidiv_places"
 _RETRY_SECONDS = 5
 
 _routes = Blueprint("lidiv", __name__)
@@ -33,6 +37,13 @@ class RequestTooLargeError(BadRequestError):
 
     status = 413
     kind = "request size"
+
+
+class BusyError(LidivError):
+    """Too many requests are being answered already."""
+
+    status = 503
+    kind = "busy"
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> Flask:
@@ -60,6 +71,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = backend.settings.max_body_bytes
     app.extensions[_EXTENSION] = backend
+    app.extensions[_PLACES] = threading.BoundedSemaphore(
+        backend.settings.threads - RESERVED_THREADS
+    )
     app.before_request(_name_request)
     app.after_request(_finish)
     app.register_error_handler(Exception, _answer_error)
@@ -105,7 +119,8 @@ def predict() -> Any:
     require_login(request, backend.settings)
     received = parse(PredictRequest, _body())
     g.task = received.tasks[0].id
-    return {"results": backend.predict(received, request_id=_request_id())}
+    with _place():
+        return {"results": backend.predict(received, request_id=_request_id())}
 
 
 @_routes.get("/versions")
@@ -149,6 +164,22 @@ def status() -> Any:
 
 def _backend() -> Backend:
     return backend_of(current_app)
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[None]:
+    """Take one of the places for clicks, so that slow images leave threads for all else."""
+    places: threading.BoundedSemaphore = current_app.extensions[_PLACES]
+    if not places.acquire(blocking=False):
+        raise BusyError(
+            "Too many clicks are being answered already.",
+            remedy="Click again in a moment. If it happens often, look for slow image sources, "
+            "or raise LIDIV_THREADS.",
+        )
+    try:
+        yield
+    finally:
+        places.release()
 
 
 def _request_id() -> str:

@@ -1,18 +1,22 @@
 """How gunicorn runs the server; ``gunicorn -c python:lidiv_backend.server.gunicorn_settings``.
 
-One process holds the model, and threads share it. The application is made in the worker, after the
-fork: neither torch's threads nor a GPU survive one.
+Addresses and numbers come from `lidiv_backend.server.settings`. One process holds the model, and
+threads share it. The application is made in the worker, after the fork: neither torch's threads nor
+a GPU survive one.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
-bind = os.environ.get("LIDIV_BIND", "127.0.0.1:9090")
-workers = int(os.environ.get("LIDIV_WORKERS", "1"))
-threads = int(os.environ.get("LIDIV_THREADS", "8"))
+from lidiv_backend.server.settings import Settings
+
+_settings = Settings.from_environment()
+
+bind = _settings.bind
+workers = _settings.workers
+threads = _settings.threads
 worker_class = "gthread"
 wsgi_app = "lidiv_backend.server.app:create_app()"
 preload_app = False
@@ -30,7 +34,7 @@ access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(B)s bytes %(M)s ms'
 def post_fork(server: Any, worker: Any) -> None:
     """Let the application's log go where gunicorn's goes."""
     logging.basicConfig(
-        level=os.environ.get("LIDIV_LOG_LEVEL") or "INFO",
+        level=_settings.log_level,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)

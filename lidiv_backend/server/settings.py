@@ -26,6 +26,10 @@ variable                                what it says
 ``LIDIV_CACHE_BYTES``                   memory for decoded images, and as much for proposals
 ``LIDIV_LOAD_SECONDS``                  how long a request waits for the model to be loaded
 ``LIDIV_CA_BUNDLE``                     certificates to trust, for an https of your own
+``LIDIV_BIND``                          address and port to listen on; ``127.0.0.1:9090``
+``LIDIV_WORKERS``                       processes, each with a model of its own in memory; 1
+``LIDIV_THREADS``                       requests that a process answers at once; 16. Clicks never
+                                        take the last of them
 ``LIDIV_LOG_LEVEL``                     ``DEBUG``, ``INFO``, ``WARNING``, …
 ======================================  ==========================================================
 
@@ -52,6 +56,8 @@ from pydantic_settings import (
 from lidiv_backend.errors import LidivError
 from lidiv_backend.images import MAX_PIXELS
 
+#: Threads that clicks never take: Label Studio calls a backend dead whose health takes a second.
+RESERVED_THREADS = 4
 _PREFIX = "LIDIV_"
 _SECRETS = ("label_studio_token", "webhook_secret", "basic_auth_password", "database_url")
 
@@ -119,6 +125,9 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(default=256_000_000, ge=0)
     load_seconds: float = Field(default=60.0, ge=0)
     ca_bundle: Path | None = None
+    bind: str = "127.0.0.1:9090"
+    workers: int = Field(default=1, gt=0)
+    threads: int = Field(default=16, gt=RESERVED_THREADS)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @classmethod

@@ -858,6 +858,35 @@ def test_many_requests_at_once(app: Flask, engine: FakeEngine) -> None:
     assert len(engine.embedded) == 1
 
 
+def test_slow_images_leave_threads_for_all_else(
+    make_app: Callable[..., Flask], label_studio: ImageHost
+) -> None:
+    app = make_app(threads=6)
+    asked = threading.Barrier(3)
+    release = threading.Event()
+
+    def slowly(_: object) -> Answer:
+        asked.wait(30)
+        assert release.wait(30)
+        return Answer(body=encoded(pixels(512, 512)))
+
+    for name in ("1", "2"):
+        label_studio.routes[f"/data/upload/{name}.jpg"] = slowly
+    with ThreadPoolExecutor(2) as pool:
+        slow = [
+            pool.submit(predict, app.test_client(), on_image(f"/data/upload/{name}.jpg"))
+            for name in ("1", "2")
+        ]
+        asked.wait(30)
+        response = app.test_client().post("/predict", json=body(click(50)))
+        assert (response.status_code, response.get_json()["error"]) == (503, "busy")
+        assert response.headers["Retry-After"]
+        assert app.test_client().get("/health").status_code == 200
+        release.set()
+        assert all(only_region(future.result(30)) for future in slow)
+    assert only_region(predict(app.test_client(), body(click(50))))
+
+
 # --- The page ------------------------------------------------------------------------------------
 
 

@@ -98,12 +98,12 @@ def test_the_command_becomes_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(serve.os, "execv", execv)
     monkeypatch.setattr(serve.os, "environ", environment := dict(os.environ))
-    arguments = ["serve", "--host", "::1", "--port", "9191", "--preset", "paper", "--threads", "3"]
+    arguments = ["serve", "--host", "::1", "--port", "9191", "--preset", "paper", "--threads", "7"]
     with pytest.raises(SystemExit):
         main(arguments)
     assert became == [(sys.executable, [sys.executable, "-m", "gunicorn", "-c", SETTINGS])]
     assert environment["LIDIV_BIND"] == "[::1]:9191"
-    assert (environment["LIDIV_PRESET"], environment["LIDIV_THREADS"]) == ("paper", "3")
+    assert (environment["LIDIV_PRESET"], environment["LIDIV_THREADS"]) == ("paper", "7")
     assert "LIDIV_WORKERS" not in environment
 
 
