@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         required=True,
         help="separated by commas, each may be label=method: paper, default, a folder of weights, "
-        f"module:callable, or {', '.join(CLASSICAL)}",
+        f"module:callable, or {', '.join(CLASSICAL)}; +graph-cut behind one refines its mask",
     )
     parser.add_argument("--data-sets", required=True, help="separated by commas, see below")
     parser.add_argument(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from lidiv_backend.clicks import Click
 from lidiv_backend.errors import BadRequestError
 from lidiv_backend.evaluation.protocols import Method
 from lidiv_backend.predictor import Predictor
+
+#: Behind a method: its mask is refined by a graph cut, as in DOS.
+_REFINED = "+graph-cut"
 
 _PACKAGE = "lidiv_backend.evaluation.classical"
 
@@ -40,9 +43,11 @@ class MethodSpec:
         What it is called in tables and pictures.
     source
         ``paper``, ``default``, another preset, a folder of weights, a classical system's name, or
-        ``module:callable`` for a callable without arguments that returns a `Method`.
+        ``module:callable`` for a callable without arguments that returns a `Method`. With
+        ``+graph-cut`` behind it, its mask is refined by a graph cut.
     longest_side
-        Classical systems work on the image reduced to this; None for its full size.
+        Classical systems and graph cuts work on the image reduced to this; None for its full
+        size.
     """
 
     label: str
@@ -86,15 +91,12 @@ def load_method(spec: MethodSpec) -> Method:
 
 def _make(spec: MethodSpec) -> Method:
     if spec.source in CLASSICAL:
-        module, name = CLASSICAL[spec.source]
-        try:
-            system = getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError as error:
-            raise BadRequestError(
-                f"{spec.source} needs the package {error.name}, which is not installed.",
-                remedy="Install lidiv-backend[classical].",
-            ) from error
+        system = _classical(*CLASSICAL[spec.source])
         return cast(Method, system(longest_side=spec.longest_side))
+    if spec.source.endswith(_REFINED):
+        refined = _classical(f"{_PACKAGE}.refine", "Refined")
+        unrefined = replace(spec, source=spec.source.removesuffix(_REFINED))
+        return cast(Method, refined(_make(unrefined), longest_side=spec.longest_side))
     module, colon, name = spec.source.partition(":")
     if colon and not Path(spec.source).exists():
         try:
@@ -106,6 +108,16 @@ def _make(spec: MethodSpec) -> Method:
             ) from error
     # Every image is embedded once, so there is nothing to cache, and times are honest.
     return Predictor.from_pretrained(spec.source, cache_bytes=0)
+
+
+def _classical(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise BadRequestError(
+            f"{name} needs the package {error.name}, which is not installed.",
+            remedy="Install lidiv-backend[classical].",
+        ) from error
 
 
 def version_of(method: Method) -> str:

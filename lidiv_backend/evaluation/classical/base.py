@@ -116,16 +116,7 @@ class ClassicalSystem(ABC):
         rgb
             uint8 (H, W, 3).
         """
-        height, width = rgb.shape[:2]
-        factor = min(1.0, (self.longest_side or max(height, width)) / max(height, width))
-        reduced = rgb
-        if factor < 1:
-            size = (max(1, round(width * factor)), max(1, round(height * factor)))
-            reduced = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
-        lab = cv2.cvtColor(reduced.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        return ReducedImage(
-            lab=np.asarray(lab, np.float32), rgb=reduced, height=height, width=width
-        )
+        return reduce(rgb, self.longest_side)
 
     def predict(
         self,
@@ -149,13 +140,12 @@ class ClassicalSystem(ABC):
         BadClickError
             If there is no positive or no negative click, or one lies outside the image.
         """
+        if len({click.positive for click in clicks}) < 2:
+            raise BadClickError(
+                "This system needs a positive and a negative click.", remedy="Click both."
+            )
         mask = self.segment(image, make_seeds(image, clicks, self.seeds))
-        if mask.shape != (image.height, image.width):
-            # Bilinear in between, so that the outline of the enlarged mask has no stairs.
-            size = (image.width, image.height)
-            enlarged = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-            mask = np.asarray(enlarged > 0.5)
-        return [Proposal(mask=mask, score=1.0, head=0)]
+        return [Proposal(mask=enlarge(mask, image), score=1.0, head=0)]
 
     @abstractmethod
     def segment(self, image: ReducedImage, seeds: Seeds) -> NDArray[np.bool_]:
@@ -168,13 +158,43 @@ class ClassicalSystem(ABC):
         """
 
 
+def reduce(rgb: NDArray[np.uint8], longest_side: int | None) -> ReducedImage:
+    """Reduce an image so that its longest side has so many pixels, if it has more.
+
+    Parameters
+    ----------
+    rgb
+        uint8 (H, W, 3).
+    longest_side
+        Pixels; None for the image's own size.
+    """
+    height, width = rgb.shape[:2]
+    factor = min(1.0, (longest_side or max(height, width)) / max(height, width))
+    reduced = rgb
+    if factor < 1:
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        reduced = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+    lab = cv2.cvtColor(reduced.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    return ReducedImage(lab=np.asarray(lab, np.float32), rgb=reduced, height=height, width=width)
+
+
+def enlarge(mask: NDArray[np.bool_], image: ReducedImage) -> NDArray[np.bool_]:
+    """Bring a bool (h, w) mask of the reduced image to the original's size, bool (H, W)."""
+    if mask.shape == (image.height, image.width):
+        return mask
+    # Bilinear in between, so that the outline of the enlarged mask has no stairs.
+    size = (image.width, image.height)
+    enlarged = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(enlarged > 0.5)
+
+
 def make_seeds(image: ReducedImage, clicks: Sequence[Click], parameters: SeedParameters) -> Seeds:
     """Turn clicks into seeds on the reduced image.
 
     Raises
     ------
     BadClickError
-        If there is no positive or no negative click, or one lies outside the image.
+        If a click is not finite or lies outside the image.
     """
     validate_clicks(clicks, height=image.height, width=image.width)
     height, width = image.lab.shape[:2]
@@ -185,10 +205,6 @@ def make_seeds(image: ReducedImage, clicks: Sequence[Click], parameters: SeedPar
         ).reshape(-1, 2)
         for sign in (True, False)
     }
-    if not (len(points[True]) and len(points[False])):
-        raise BadClickError(
-            "This system needs a positive and a negative click.", remedy="Click both."
-        )
     placed = {
         sign: np.clip(np.rint((p + 0.5) * scale - 0.5), 0, (height - 1, width - 1)).astype(np.intp)
         for sign, p in points.items()
@@ -210,6 +226,8 @@ def make_seeds(image: ReducedImage, clicks: Sequence[Click], parameters: SeedPar
 
 
 def _distance_to(points: NDArray[np.intp], size: tuple[int, int]) -> NDArray[np.float32]:
+    if not len(points):
+        return np.full(size, np.inf, np.float32)
     elsewhere = np.ones(size, np.uint8)
     elsewhere[tuple(points.T)] = 0
     distance = cv2.distanceTransform(elsewhere, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

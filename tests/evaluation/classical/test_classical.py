@@ -35,6 +35,7 @@ from lidiv_backend.evaluation.classical.graph_cut import (
     minimise,
 )
 from lidiv_backend.evaluation.classical.random_walk import RandomWalk, WalkParameters
+from lidiv_backend.evaluation.classical.refine import Refined
 from lidiv_backend.evaluation.classical.star import (
     EuclideanStarConvexity,
     GeodesicParameters,
@@ -338,10 +339,52 @@ def test_every_system_finds_a_red_disk_on_green(name: str) -> None:
     assert mask.shape == target.shape
     assert (mask & target).sum() / (mask | target).sum() > 0.85
     assert system.predict(image, clicks)[0].mask.tobytes() == mask.tobytes()
-    assert getattr(system, "needs_both_signs") is True  # noqa: B009 - optional in the protocol
+    assert system.needs_both_signs is True
     with pytest.raises(BadClickError, match="positive and a negative"):
         system.predict(image, clicks[:1])
     with pytest.raises(BadClickError, match="outside"):
         system.predict(image, [*clicks, Click(x=900, y=1)])
     other = load_method(MethodSpec(label=name, source=name, longest_side=None))
     assert version_of(other) != version_of(system)
+
+
+class Rough:
+    """A disk of the wrong size around the click."""
+
+    version = "rough"
+
+    def embed(self, rgb: np.ndarray) -> tuple[int, ...]:
+        return rgb.shape[:2]
+
+    def predict(self, image, clicks, previous=None):
+        rows, columns = np.indices(image)
+        mask = (rows - clicks[0].y) ** 2 + (columns - clicks[0].x) ** 2 <= self.radius**2
+        return [Proposal(mask=mask, score=0.7, head=3)]
+
+    radius = 19
+
+
+@pytest.mark.parametrize("radius", [12, 15, 18])
+def test_refining_snaps_a_rough_mask_to_the_edge(radius: int) -> None:
+    rgb, target = disk_photo()
+    rough = Rough()
+    rough.radius = radius
+    refined = Refined(rough, longest_side=None)
+    clicks = [Click(x=26, y=30)]
+    proposal = refined.predict(refined.embed(rgb), clicks)[0]
+    assert (proposal.mask & target).sum() / (proposal.mask | target).sum() > 0.97
+    assert (proposal.score, proposal.head) == (0.7, 3)
+    assert refined.needs_both_signs is False
+    assert refined.version != Refined(rough, longest_side=320).version
+
+
+def test_refining_obeys_clicks_and_survives_empty_masks() -> None:
+    rgb, _ = disk_photo()
+    rough = Rough()
+    rough.radius = -1
+    refined = load_method(MethodSpec(label="r", source="graph-cut+graph-cut", longest_side=64))
+    assert refined.needs_both_signs is True
+    refined = Refined(rough)
+    mask = refined.predict(refined.embed(rgb), [Click(x=26, y=30), Click(x=50, y=50)])[0].mask
+    assert mask[30, 26]
+    assert mask[50, 50]
