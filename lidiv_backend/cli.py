@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "segment": ("lidiv_backend.segment", "Segment one photo from clicks, without Label Studio."),
     "benchmark": ("lidiv_backend.benchmark", "Time embedding and clicks."),
     "serve": ("lidiv_backend.server.serve", "Answer Label Studio, under gunicorn."),
+    "models": ("lidiv_backend.server.models", "List, promote and roll back what was learnt."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
     "connect": ("lidiv_backend.labelstudio.connect", "Connect the backend to a Label Studio."),
     "demo": ("lidiv_backend.demo.command", "Try it in a browser: Label Studio, photos, backend."),

@@ -15,9 +15,11 @@ from lidiv_backend.labelstudio.images import Connection, FetchLimits, ImageSourc
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, WebhookEvent, parse
 from lidiv_backend.labelstudio.service import PredictionService
 from lidiv_backend.learning.recording import AnswerLog
+from lidiv_backend.learning.registry import SHARED, ModelRegistry
 from lidiv_backend.learning.store import Failure, Store, StoredAnnotation, StoreError
 from lidiv_backend.server.background import BackgroundPool
 from lidiv_backend.server.engines import EngineRegistry
+from lidiv_backend.server.promoted import PromotedModel
 from lidiv_backend.server.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -208,10 +210,14 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
             "LIDIV_LABEL_STUDIO_URL is not set: whoever reaches /setup says where Label Studio is."
         )
     store = Store(settings.database)
+    promoted = PromotedModel(
+        ModelRegistry(settings.state_folder, base=settings.preset), SHARED, device=settings.device
+    )
     engines = EngineRegistry(
-        lambda: _load(settings) if engine is None else engine,
+        promoted.load_any,
         name=settings.preset,
         wait_seconds=settings.load_seconds,
+        watched=promoted if engine is None else None,
     )
     background = BackgroundPool()
     images = ImageSource(
@@ -238,13 +244,6 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
     return Backend(
         settings=settings, store=store, engines=engines, service=service, background=background
     )
-
-
-def _load(settings: Settings) -> Engine:
-    # Imported here, in the thread that loads: libraries of models take their time.
-    from lidiv_backend.predictor import Predictor
-
-    return Predictor.from_pretrained(settings.preset, device=settings.device)
 
 
 def _without_secrets(body: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Protocol
 
 from lidiv_backend.errors import LidivError
 from lidiv_backend.labelstudio.engine import Engine, EngineNotReadyError
 
 _LOG = logging.getLogger(__name__)
+#: Seconds between two looks at what shall be served, and after a version could not be loaded.
+LOOK_SECONDS, RETRY_SECONDS = 1.0, 60.0
+
+
+class Watched(Protocol):
+    """What shall be served, as `lidiv_backend.server.promoted.PromotedModel` says it."""
+
+    def stamp(self) -> Hashable:
+        """Tell cheaply whether it is still the same."""
+
+    def load(self) -> Engine:
+        """Make the engine that shall be served now."""
 
 
 class EngineRegistry:
@@ -28,10 +42,22 @@ class EngineRegistry:
         How long `current` waits for the first engine.
     keep
         How many engines are held.
+    watched
+        Looked at when requests come; what it says is loaded in the background and then put in use.
+        None where nothing ever changes.
+    clock
+        Seconds that only grow; for tests.
     """
 
     def __init__(
-        self, load: Callable[[], Engine], *, name: str, wait_seconds: float, keep: int = 2
+        self,
+        load: Callable[[], Engine],
+        *,
+        name: str,
+        wait_seconds: float,
+        keep: int = 2,
+        watched: Watched | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load = load
         self._name = name
@@ -41,9 +67,17 @@ class EngineRegistry:
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._settled = threading.Event()
         self._error: LidivError | None = None
+        self._watched = watched
+        self._clock = clock
+        self._seen: Hashable = None
+        self._next_look = 0.0
+        self._is_replacing = False
 
     def start(self) -> None:
         """Begin to load, and return at once."""
+        if self._watched is not None:
+            # Noted before: what changes while it is being loaded is loaded next.
+            self._seen = self._watched.stamp()
         threading.Thread(target=self._load_first, name="load-model", daemon=True).start()
 
     @property
@@ -55,6 +89,7 @@ class EngineRegistry:
     @property
     def version(self) -> str:
         """Version in use; the name while there is none."""
+        self._look()
         return next(iter(self.versions), self._name)
 
     @property
@@ -78,6 +113,7 @@ class EngineRegistry:
             If it could not be loaded.
         """
         self._settled.wait(self._wait_seconds)
+        self._look()
         with self._lock:
             if self._engines:
                 return next(reversed(self._engines.values()))
@@ -103,12 +139,41 @@ class EngineRegistry:
     def promote(self, engine: Engine) -> None:
         """Put an engine in use; the one before stays for interactions that began with it."""
         with self._lock:
-            self._engines[engine.version] = engine
+            # The same weights again: the engine that is there has its images embedded already.
+            self._engines.setdefault(engine.version, engine)
             self._engines.move_to_end(engine.version)
             while len(self._engines) > self._keep:
                 self._engines.popitem(last=False)
         self._settled.set()
         _LOG.info("Serving the model %s.", engine.version)
+
+    def _look(self) -> None:
+        """See whether something else shall be served, and begin to load it."""
+        if self._watched is None or not self._settled.is_set():
+            return
+        with self._lock:
+            if self._is_replacing or self._clock() < self._next_look:
+                return
+            self._next_look = self._clock() + LOOK_SECONDS
+            stamp = self._watched.stamp()
+            if stamp == self._seen:
+                return
+            self._is_replacing = True
+        threading.Thread(
+            target=self._replace, args=(self._watched, stamp), name="replace-model", daemon=True
+        ).start()
+
+    def _replace(self, watched: Watched, stamp: Hashable) -> None:
+        """Load what shall be served; until then, and if that fails, all goes on as it was."""
+        try:
+            self.promote(watched.load())
+            self._seen = stamp
+        except Exception:
+            _LOG.exception("The model that shall be served now cannot be loaded.")
+            with self._lock:
+                self._next_look = self._clock() + RETRY_SECONDS
+        finally:
+            self._is_replacing = False
 
     def _load_first(self) -> None:
         try:

@@ -194,7 +194,12 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def state_folder(self) -> Path:
+        """The state folder, absolute."""
+        return self.state.expanduser().absolute()
+
+    @property
     def database(self) -> str:
         """SQLAlchemy's URL of the database."""
         given = self.database_url.get_secret_value()
-        return given or f"sqlite:///{(self.state.expanduser() / 'lidiv.sqlite').absolute()}"
+        return given or f"sqlite:///{self.state_folder / 'lidiv.sqlite'}"

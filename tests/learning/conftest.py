@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lidiv_backend.model import save_model
+from tests import tiny
+
+MakeWeights = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("LIDIV_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def make_weights(tmp_path_factory: pytest.TempPathFactory) -> MakeWeights:
+    """Make folders of weights of tiny models; each seed is another version."""
+
+    def make(seed: int = 0, *, ranked: bool = True) -> Path:
+        folder = tmp_path_factory.mktemp("weights") / "tiny"
+        about = tiny.description(heads=2, ranked=ranked)
+        model = tiny.model(about, seed=seed)
+        selection = None if model.selection is None else model.selection.state_dict()
+        save_model(folder, about, model.proposal.state_dict(), selection)
+        return folder
+
+    return make
