@@ -157,6 +157,13 @@ class _CheckedAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = self._pools
 
 
+class _Session(requests.Session):
+    """Leaves redirects alone: requests would parse their target and read their whole body."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
 def open_session(reach: Reach, *, ca_bundle: str | None = None) -> requests.Session:
     """Make a session that reaches only some addresses.
 
@@ -170,10 +177,10 @@ def open_session(reach: Reach, *, ca_bundle: str | None = None) -> requests.Sess
     Returns
     -------
     requests.Session
-        Neither proxies nor passwords are taken from the environment: a proxy would resolve names
-        itself. Raises `RefusedAddressError` where an address is refused.
+        It follows no redirects, and takes neither proxies nor passwords from the environment: a
+        proxy would resolve names itself. Raises `RefusedAddressError` where an address is refused.
     """
-    session = requests.Session()
+    session = _Session()
     session.trust_env = False
     session.verify = ca_bundle or True
     if reach is not Reach.ANYWHERE:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urljoin, urlsplit, urlunsplit
@@ -105,7 +106,7 @@ class _Host:
 
     @classmethod
     def of(cls, url: SplitResult) -> _Host:
-        return cls((url.hostname or "").lower(), url.port or _DEFAULT_PORTS[url.scheme])
+        return cls((url.hostname or "").lower(), url.port or _DEFAULT_PORTS.get(url.scheme, 0))
 
 
 class AllowedHosts:
@@ -259,8 +260,7 @@ class ImageSource:
                 ):
                     renewed = True
                 elif answer.is_redirect:
-                    target = urljoin(hop.url, answer.headers["location"])
-                    hop = self._next_hop(target, hop, connection)
+                    hop = self._next_hop(answer.headers["location"], hop, connection)
                 elif answer.status_code == 404 and hop.from_label_studio and _UPLOAD in hop.url:
                     # Where uploads lie in cloud storage, Label Studio serves them elsewhere.
                     base, _, name = hop.url.partition(_UPLOAD)
@@ -310,7 +310,12 @@ class ImageSource:
             )
         return self._hop(_join(_required(connection, address).url, path), connection)
 
-    def _next_hop(self, target: str, hop: _Hop, connection: Connection | None) -> _Hop:
+    def _next_hop(self, location: str, hop: _Hop, connection: Connection | None) -> _Hop:
+        with contextlib.suppress(UnicodeError):
+            # Headers arrive as Latin-1, and most servers mean UTF-8.
+            location = location.encode("latin-1").decode()
+        _split(location)
+        target = urljoin(hop.url, location)
         parts = _split(target)
         if parts.scheme not in _DEFAULT_PORTS:
             raise ImageAddressError(
@@ -354,14 +359,14 @@ class ImageSource:
             from_label_studio=is_home,
         )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _sent(
         self,
         method: str,
         hop: _Hop,
         *,
         headers: dict[str, str] | None = None,
-        json: dict[str, str] | None = None,
+        body: dict[str, str] | None = None,
     ) -> Iterator[requests.Response]:
         """Send one request; the answer's body is not read yet, and redirects are not followed."""
         host = _split(hop.url).hostname
@@ -371,9 +376,8 @@ class ImageSource:
                     method,
                     hop.url,
                     headers={"Accept-Encoding": "identity", **(headers or {})},
-                    json=json,
+                    json=body,
                     stream=True,
-                    allow_redirects=False,
                     timeout=(self._limits.connect_seconds, self._limits.read_seconds),
                 )
             except RefusedAddressError as error:
@@ -412,10 +416,11 @@ class ImageSource:
         """Turn a personal access token into an access token."""
         token = connection.token.get_secret_value()
         hop = self._hop(_join(connection.url, "/api/token/refresh/"), connection)
-        with self._sent("POST", hop, json={"refresh": token}) as answer:
+        with self._sent("POST", hop, body={"refresh": token}) as answer:
             try:
-                access = answer.json()["access"] if answer.ok else None
-            except (ValueError, KeyError, TypeError, requests.RequestException):
+                content = answer.raw.read(_CHUNK, decode_content=True)
+                access = json.loads(content)["access"] if answer.ok else None
+            except (ValueError, KeyError, TypeError, urllib3.exceptions.HTTPError):
                 access = None
         if not isinstance(access, str):
             raise _token_refused()

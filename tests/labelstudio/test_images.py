@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,11 @@ from typing import Any
 import jwt
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from lidiv_backend.errors import BadImageError
+from lidiv_backend.errors import BadImageError, LidivError
 from lidiv_backend.labelstudio import guarded_http
 from lidiv_backend.labelstudio.images import (
     Connection,
@@ -50,10 +53,8 @@ def connection(
     return Connection(url=host.url, token=SecretStr(token), **fields)
 
 
-def fetch(address: str, at: Connection | None, *, task: int | None = 7, **settings: Any) -> Any:
-    return ImageSource(limits=settings.pop("limits", LIMITS), **settings).rgb(
-        address, at, task=task
-    )
+def fetch(address: str, at: Connection | None, *, task: int | None = 7, **how: Any) -> Any:
+    return ImageSource(limits=how.pop("limits", LIMITS), **how).rgb(address, at, task=task)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,55 @@ def test_no_other_address_is_fetched(host: ImageHost, address: str) -> None:
     assert "password" not in caught.value.message.replace("user name or password", "")
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.text(max_size=40)
+    | st.from_regex(r"(https?:|file:|s3:|//|/data/)[ -~]{0,30}", fullmatch=True)
+    | st.from_regex(r"/data/[./\\%25eEuU?=&d#]{0,20}", fullmatch=True)
+)
+def test_whatever_the_address_is_nothing_leaves_for_elsewhere(address: str) -> None:
+    asked: list[str] = []
+
+    def refuse(host: str, *_: Any, **__: Any) -> None:
+        asked.append(host)
+        raise OSError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guarded_http.socket, "getaddrinfo", refuse)
+        with pytest.raises(LidivError):
+            fetch(address, Connection(url="http://labels.test", token=SecretStr("legacy")))
+    assert set(asked) <= {"labels.test"}
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.from_regex(r"(https?:/?/?|//|/|\?|)[!-~]{0,25}", fullmatch=True))
+def test_whatever_a_redirect_says_it_is_an_error_or_label_studio(
+    host: ImageHost, location: str
+) -> None:
+    host.routes[UPLOAD] = Answer(302, headers={"Location": location})
+    resolved = socket.getaddrinfo
+
+    def only_here(name: str, *rest: Any, **more: Any) -> Any:
+        if name != "127.0.0.1":
+            raise OSError
+        return resolved(name, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guarded_http.socket, "getaddrinfo", only_here)
+        with pytest.raises(LidivError):
+            fetch(UPLOAD, connection(host))
+
+
+def test_what_setup_says_may_be_no_address_at_all(elsewhere: ImageHost) -> None:
+    elsewhere.routes["/a.jpg"] = Answer(body=PNG)
+    for url in ("labels.test", "labels.test:8080", "ftp://x", "x"):
+        allowed = [f"127.0.0.1:{elsewhere.port}"]
+        fetch(elsewhere.url + "/a.jpg", Connection(url=url), allowed_hosts=allowed)
+    assert len(elsewhere.seen) == 4
+
+
 @pytest.mark.parametrize("target", ["http://evil.test/", "file:///etc/passwd", "/\\evil.test/"])
 def test_a_redirect_is_checked_like_an_address(
     host: ImageHost, elsewhere: ImageHost, target: str
@@ -240,6 +290,20 @@ def test_an_allowed_host_does_not_get_the_token_by_redirecting_to_label_studio(
     allowed = [f"127.0.0.1:{elsewhere.port}"]
     fetch(elsewhere.url + "/a.jpg", connection(host), allowed_hosts=allowed)
     assert host.seen[0].authorization is None
+
+
+def test_a_redirect_in_utf_8_is_understood(host: ImageHost) -> None:
+    target = "/data/upload/1/ümlaut.jpg"
+    host.routes[UPLOAD] = Answer(302, headers={"Location": target.encode().decode("latin-1")})
+    host.routes["/data/upload/1/%C3%BCmlaut.jpg"] = Answer(body=PNG)
+    fetch(UPLOAD, connection(host))
+
+
+def test_the_body_of_a_redirect_is_not_read(host: ImageHost) -> None:
+    endless = Answer(302, headers={"Location": "/data/upload/x"}, announced=10**15)
+    host.routes[UPLOAD] = endless
+    host.routes["/data/upload/x"] = Answer(body=PNG)
+    fetch(UPLOAD, connection(host))
 
 
 def test_redirects_end(host: ImageHost) -> None:
