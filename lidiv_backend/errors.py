@@ -61,3 +61,9 @@ class DataError(LidivError):
 
     status = 422
     kind = "data"
+
+
+class TrainingError(LidivError):
+    """A training run cannot go on."""
+
+    kind = "training"

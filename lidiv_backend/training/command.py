@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lidiv_backend.errors import BadRequestError
-from lidiv_backend.training.config import PRESETS, TrainingConfig, training_preset
+from lidiv_backend.training.config import PRESETS, training_preset
 
 _Config = TypeVar("_Config")
 
@@ -115,18 +115,35 @@ def override(config: _Config, assignment: str) -> _Config:
 
 
 def _assign(config: Any, path: list[str], value: Any, assignment: str) -> Any:
-    names = {field.name for field in dataclasses.fields(config)}
-    if path[0] not in names:
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise BadRequestError(
+            f"--set {assignment}: there is nothing called '{path[0]}' in {config!r}.",
+            remedy="Name a setting that the preset has.",
+        )
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    if path[0] not in fields:
         raise BadRequestError(
             f"--set {assignment}: there is no setting '{path[0]}'.",
-            remedy=f"Known are {', '.join(sorted(names))}.",
+            remedy=f"Known are {', '.join(sorted(fields))}.",
         )
     current = getattr(config, path[0])
     if len(path) > 1:
         value = _assign(current, path[1:], value, assignment)
-    elif isinstance(current, tuple) and isinstance(value, list):
+    elif isinstance(value, list):
         value = tuple(value)
+    optional = "None" in str(fields[path[0]].type)
+    if not (optional if value is None else current is None or _alike(current, value)):
+        raise BadRequestError(
+            f"--set {assignment}: {value!r} cannot take the place of {current!r}.",
+            remedy="Write a value of the same kind, as JSON.",
+        )
     return dataclasses.replace(config, **{path[0]: value})
 
 
-__all__ = ["TrainingConfig", "add_arguments", "default_data", "override", "run"]
+def _alike(current: Any, value: Any) -> bool:
+    """Whether a value is of the kind of the one whose place it takes; 1 will do for 1.0."""
+    if isinstance(current, tuple):
+        return isinstance(value, tuple) and all(_alike(current[0], part) for part in value)
+    if isinstance(current, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(current)

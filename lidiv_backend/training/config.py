@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lidiv_backend.errors import BadRequestError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.networks.prompt import PromptChannels
-from lidiv_backend.networks.proposal import ProposalConfig
+from lidiv_backend.networks.proposal import ARCHITECTURES, ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
 from lidiv_backend.training.simulation import DosProtocol
+
+Task = Literal["jaccard", "cross_entropy", "l1"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class LossConfig:
         Part of the mean over all M in the loss, so that no head dies; 0 in the paper.
     """
 
-    task: Literal["jaccard", "cross_entropy", "l1"] = "jaccard"
+    task: Task = "jaccard"
     focal: float = 0.0
     clicks: float = 1.0
     ranked: bool = False
@@ -108,12 +110,48 @@ class TrainingConfig:
     jitter: float = 0.0
     seed: int = 0
 
+    def validate(self) -> None:
+        """Refuse settings with which no training can run.
+
+        Raises
+        ------
+        BadRequestError
+            If there are any; the message names the first.
+        """
+        cell = getattr(ARCHITECTURES.get(self.proposal.architecture), "multiple", 1)
+        crop_fits = cell == 1 if self.crop is None else self.crop > 0 and self.crop % cell == 0
+        low, high = self.zoom if len(self.zoom) == 2 else (0.0, 0.0)
+        rules = (
+            (self.loss.task in get_args(Task), f"loss.task is one of {', '.join(get_args(Task))}"),
+            (min(self.steps, self.images, self.targets) >= 1, "steps, images, targets are above 0"),
+            (crop_fits, f"crop is a multiple of {cell} for this architecture"),
+            (self.crop is not None or self.images == 1, "without crop, images is 1"),
+            (0 < low <= high, "zoom is two factors above 0, the smaller one first"),
+            (self.rate > 0 and self.warmup >= 0 and self.decay >= 0, "rate is above 0"),
+            (0 <= self.averaging < 1, "averaging is at least 0 and below 1"),
+            (_are_shares(self.iterations), "iterations are shares, not all of them 0"),
+            (_are_shares(self.kinds.values()), "kinds have shares, not all of them 0"),
+            (0 <= self.dos <= 1 and 0 <= self.merged <= 1, "dos and merged lie between 0 and 1"),
+            (0 <= self.loss.relaxation <= 1, "loss.relaxation lies between 0 and 1"),
+        )
+        for holds, rule in rules:
+            if not holds:
+                raise BadRequestError(
+                    f"The settings of '{self.name}' break a rule: {rule}.",
+                    remedy="Change them with --set NAME=VALUE.",
+                )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``model.json``, without what it says elsewhere."""
         values = asdict(self)
         for key in ("name", "proposal", "selection", "inference"):
             del values[key]
         return values
+
+
+def _are_shares(shares: Iterable[float]) -> bool:
+    values = tuple(shares)
+    return min(values, default=0.0) >= 0 and sum(values) > 0
 
 
 _ALL_KINDS = {"instance": 1.0, "component": 0.25, "part": 0.35, "region": 0.5, "merged": 1.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypedDict, runtime_checkable
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from lidiv_backend.errors import DataError
 from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
@@ -21,6 +22,9 @@ from lidiv_backend.training.config import TrainingConfig
 _LEAST_PIXELS = 40
 #: Padding beside an image that does not fill the crop.
 _GREY = 124
+
+#: Image, objects and valid pixels, which are transformed together.
+_Bundle = tuple[tv_tensors.Image, tv_tensors.Mask, tv_tensors.Mask]
 
 
 class Draw(TypedDict):
@@ -35,9 +39,23 @@ class Draw(TypedDict):
     valid: Tensor
 
 
-@runtime_checkable
 class _Entry(Protocol):
-    kind: str
+    """What an index says of a mask."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+@runtime_checkable
+class _Listed(Protocol):
+    """A data set that knows its masks without reading them."""
+
+    def __len__(self) -> int: ...
+
+    def entries(self, index: int) -> Sequence[_Entry]: ...
 
 
 class Draws(Dataset[Draw]):
@@ -57,6 +75,11 @@ class Draws(Dataset[Draw]):
         Number of examples.
     augment
         Whether examples are mirrored and coloured; not for validation.
+
+    Raises
+    ------
+    DataError
+        If the set has no mask of the kinds that are asked for.
     """
 
     def __init__(
@@ -67,7 +90,7 @@ class Draws(Dataset[Draw]):
         self.length = length
         self.augment = augment
         self._cumulative = np.cumsum(_image_weights(images, config.kinds))
-        if self._cumulative[-1] <= 0:
+        if not len(images) or self._cumulative[-1] <= 0:
             raise DataError(
                 f"The data set {images.name} has no mask of the kinds {', '.join(config.kinds)}.",
                 remedy="Name other kinds, or another data set.",
@@ -78,38 +101,45 @@ class Draws(Dataset[Draw]):
 
     def __getitem__(self, index: int) -> Draw:
         rng = np.random.default_rng([self.config.seed, index])
+        reason = ""
         for _ in range(20):
             where = rng.random() * self._cumulative[-1]
+            number = int(np.searchsorted(self._cumulative, where, side="right"))
             try:
-                return self._draw(self.images[int(np.searchsorted(self._cumulative, where))], rng)
-            except DataError:
+                return self._draw(self.images[number], rng)
+            except DataError as error:
                 # A record that cannot be used: another one takes its place.
-                continue
+                reason = error.message
         raise DataError(
-            f"Twenty images of {self.images.name} in a row could not be used.",
-            remedy="Look at the data set: `lidiv evaluate --data-sets ...` names what is wrong.",
+            f"Twenty images of {self.images.name} in a row could not be used; the last: {reason}",
+            remedy="Look at the data set, its kinds of masks and the size of its objects.",
         )
 
     def _draw(self, image: AnnotatedImage, rng: np.random.Generator) -> Draw:
         weights = np.array([self.config.kinds.get(item.kind, 0.0) for item in image.objects])
-        if weights.sum() <= 0:
+        wanted = np.flatnonzero(weights)
+        if not len(wanted):
             raise DataError(f"{image.name} has no mask of the kinds that are asked for.")
-        order = rng.choice(len(weights), len(weights), replace=False, p=_spread(weights))
+        shares = weights[wanted] / weights.sum()
+        order = wanted[rng.choice(len(wanted), len(wanted), replace=False, p=shares)]
         chosen = [image.objects[i] for i in order]
         masks = np.stack([item.mask for item in chosen])
         counted = np.stack([_counted(item) for item in chosen])
+        if not masks[0].any():
+            raise DataError(f"{image.name} has an empty mask.")
         if len(chosen) > 1 and rng.random() < self.config.merged:
             # Two objects that are meant together are one more reading of a click on either.
             masks[0] |= masks[1]
             counted[0] &= counted[1]
-        rgb = torch.from_numpy(image.rgb.copy()).permute(2, 0, 1)
         bundle = (
-            tv_tensors.Image(rgb),
+            tv_tensors.Image(torch.tensor(image.rgb).permute(2, 0, 1)),
             tv_tensors.Mask(torch.from_numpy(masks)),
             tv_tensors.Mask(torch.from_numpy(counted)),
         )
-        if self.config.crop is not None:
-            bundle = self._cut(bundle, masks[0], rng)
+        if self.config.crop is None:
+            bundle = self._limit(bundle)
+        else:
+            bundle = self._cut(bundle, masks[0], self.config.crop, rng)
         picture, objects, valid = self._change(bundle, rng)
         keep = self._present(objects, valid)
         return {
@@ -118,15 +148,19 @@ class Draws(Dataset[Draw]):
             "valid": valid[keep].as_subclass(Tensor),
         }
 
+    def _limit(self, bundle: _Bundle) -> _Bundle:
+        """Shrink what the trained network will never see at its full size either."""
+        height, width = bundle[0].shape[-2:]
+        limit = self.config.inference.max_pixels
+        if limit is None or height * width <= limit:
+            return bundle
+        factor = (limit / (height * width)) ** 0.5
+        return _resize(bundle, max(1, int(height * factor)), max(1, int(width * factor)))
+
     def _cut(
-        self,
-        bundle: tuple[tv_tensors.Image, tv_tensors.Mask, tv_tensors.Mask],
-        target: NDArray[np.bool_],
-        rng: np.random.Generator,
-    ) -> tuple[tv_tensors.Image, tv_tensors.Mask, tv_tensors.Mask]:
+        self, bundle: _Bundle, target: NDArray[np.bool_], side: int, rng: np.random.Generator
+    ) -> _Bundle:
         """Scale, and cut a square in which most of the target lies."""
-        side = self.config.crop
-        assert side is not None  # noqa: S101
         rows, columns = np.flatnonzero(target.any(1)), np.flatnonzero(target.any(0))
         low, high = np.log(self.config.zoom)
         factor = float(np.exp(rng.uniform(low, high)))
@@ -136,23 +170,16 @@ class Draws(Dataset[Draw]):
         height, width = (max(8, round(length * factor)) for length in target.shape)
         tops = _corner(rows[0] * factor, (rows[-1] + 1) * factor, height, side, rng)
         lefts = _corner(columns[0] * factor, (columns[-1] + 1) * factor, width, side, rng)
-        picture, objects, valid = (
-            v2.functional.resize(part, [height, width], antialias=True) for part in bundle
-        )
         top, left = max(tops, 0), max(lefts, 0)
         bottom, right = min(tops + side, height), min(lefts + side, width)
         padding = [left - lefts, top - tops, lefts + side - right, tops + side - bottom]
         cut = []
-        for part, fill in ((picture, _GREY), (objects, 0), (valid, 0)):
+        for part, fill in zip(_resize(bundle, height, width), (_GREY, 0, 0), strict=True):
             inside = v2.functional.crop(part, top, left, bottom - top, right - left)
             cut.append(v2.functional.pad(inside, padding, fill=fill))
         return cut[0], cut[1], cut[2]
 
-    def _change(
-        self,
-        bundle: tuple[tv_tensors.Image, tv_tensors.Mask, tv_tensors.Mask],
-        rng: np.random.Generator,
-    ) -> tuple[tv_tensors.Image, tv_tensors.Mask, tv_tensors.Mask]:
+    def _change(self, bundle: _Bundle, rng: np.random.Generator) -> _Bundle:
         """Mirror and colour, image and masks alike."""
         if not self.augment:
             return bundle
@@ -167,45 +194,71 @@ class Draws(Dataset[Draw]):
         # torchvision draws from torch's generator: seed it for this example, and give it back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
-            changed: tuple[tv_tensors.Image, tv_tensors.Mask, tv_tensors.Mask]
-            changed = v2.Compose(steps)(*bundle)
+            changed: _Bundle = v2.Compose(steps)(*bundle)
         return changed
 
     def _present(self, objects: Tensor, valid: Tensor) -> list[int]:
         """Indices of T objects that can be seen; the first ones again where there are fewer."""
-        pixels = (objects & valid).sum((-2, -1))
-        seen = [i for i, count in enumerate(pixels.tolist()) if count >= _LEAST_PIXELS]
-        if not seen or pixels[0] < _LEAST_PIXELS:
-            raise DataError("The object is not in the crop.")
+        pixels = (objects & valid).sum((-2, -1)).tolist()
+        if pixels[0] < _LEAST_PIXELS:
+            raise DataError(
+                f"Of the object, {pixels[0]} pixels are in the crop; {_LEAST_PIXELS} are needed."
+            )
+        seen = [i for i, count in enumerate(pixels) if count >= _LEAST_PIXELS]
         count = self.config.targets
         return (seen * count)[:count]
 
 
+def count_masks(images: ImageSet) -> dict[str, int]:
+    """Masks of each origin and kind, as far as the data set knows them without reading.
+
+    Parameters
+    ----------
+    images
+        The data set.
+
+    Returns
+    -------
+    dict
+        Such as ``{"voc instance": 3221}``; empty where the set has no index.
+    """
+    if not isinstance(images, _Listed):
+        return {}
+    counts = Counter(
+        f"{entry.source} {entry.kind}" for i in range(len(images)) for entry in images.entries(i)
+    )
+    return dict(sorted(counts.items()))
+
+
 def _image_weights(images: ImageSet, kinds: Mapping[str, float]) -> NDArray[np.float64]:
-    entries = getattr(images, "entries", None)
-    if entries is None:
+    if not isinstance(images, _Listed):
         return np.ones(len(images))
     totals = [
         # An image of twenty masks is not twenty times as good as one of one.
-        sum(kinds.get(entry.kind, 0.0) for entry in _typed(entries(i))) ** 0.5
+        sum(kinds.get(entry.kind, 0.0) for entry in images.entries(i)) ** 0.5
         for i in range(len(images))
     ]
     return np.array(totals, dtype=np.float64)
 
 
-def _typed(entries: Sequence[_Entry]) -> Sequence[_Entry]:
-    return entries
-
-
-def _spread(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities without zeros, as drawing without replacement needs them."""
-    weights = weights + 1e-9
-    probabilities: NDArray[np.float64] = weights / weights.sum()
-    return probabilities
-
-
 def _counted(item: ObjectMask) -> NDArray[np.bool_]:
     return np.ones_like(item.mask) if item.ignore is None else ~item.ignore
+
+
+def _resize(bundle: _Bundle, height: int, width: int) -> _Bundle:
+    picture, *masks = bundle
+    small = v2.functional.resize(picture, [height, width], antialias=True)
+    # torchvision resizes masks by "nearest", which takes the top left of what a pixel covers and
+    # so shifts them by up to half a pixel against the image.
+    objects, valid = (
+        tv_tensors.Mask(
+            v2.functional.resize_image(
+                mask.as_subclass(Tensor), [height, width], InterpolationMode.NEAREST_EXACT
+            )
+        )
+        for mask in masks
+    )
+    return tv_tensors.Image(small), objects, valid
 
 
 def _corner(first: float, last: float, length: int, side: int, rng: np.random.Generator) -> int:

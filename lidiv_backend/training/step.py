@@ -198,7 +198,9 @@ class TrainingStep(nn.Module):
         rated = None
         if self.selection is not None:
             # The pooled g does not care about order; the paper's must not learn it.
-            order = torch.randperm(masks.shape[1], device=masks.device)
+            order = torch.arange(masks.shape[1], device=masks.device)
+            if self.training:
+                order = torch.randperm(masks.shape[1]).to(masks.device)
             features = [part.detach().float() for part in decoded.features]
             shuffled = self.selection(rgb, prompt, masks[:, order], features).float()
             loss = loss + self.selection.loss(shuffled, iou[:, order])
