@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lidiv_backend.clicks import Click
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ class ObjectMask:
         What the mask is: ``instance``, ``component``, ``part``, ``region`` or ``merged``.
     label
         Class name where the data set has one, else an empty string.
+    clicks
+        The clicks by which an annotator made it, in order; empty where that is not known.
     """
 
     name: str
@@ -32,6 +37,7 @@ class ObjectMask:
     ignore: NDArray[np.bool_] | None = None
     kind: str = "instance"
     label: str = ""
+    clicks: tuple[Click, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

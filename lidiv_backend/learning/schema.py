@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -152,3 +153,94 @@ class FailureRow(Base):
     route: Mapped[str] = mapped_column(String(128))
     task: Mapped[int | None] = mapped_column(BigInteger)
     happened_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class ImageRow(Base):
+    """An image of a task that was fetched and is kept."""
+
+    __tablename__ = "images"
+    __table_args__ = (UniqueConstraint("project", "address_digest"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    #: sha256 of the task's number and the address in its data, which may be long.
+    address_digest: Mapped[str] = mapped_column(String(64))
+    #: Names the image in the content-addressed folder.
+    digest: Mapped[str] = mapped_column(String(64))
+    fetched_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class SnapshotRow(Base):
+    """A frozen set of accepted annotations."""
+
+    __tablename__ = "snapshots"
+
+    #: sha256 of what it holds; also the name of its file.
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    channel: Mapped[str] = mapped_column(String(128), index=True)
+    train_images: Mapped[int]
+    train_masks: Mapped[int]
+    held_out_images: Mapped[int]
+    held_out_masks: Mapped[int]
+    #: What was left out, a sentence each.
+    problems: Mapped[list[Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class TrainingRunRow(Base):
+    """A run of the worker; the table is its queue."""
+
+    __tablename__ = "training_runs"
+    __table_args__ = (
+        # One run of a channel waits or runs at a time.
+        Index(
+            "uq_training_runs_active",
+            "channel",
+            unique=True,
+            sqlite_where=text("state IN ('queued', 'running')"),
+            postgresql_where=text("state IN ('queued', 'running')"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    channel: Mapped[str] = mapped_column(String(128), index=True)
+    #: Whose annotations or button set it off.
+    project: Mapped[str | None] = mapped_column(String(64))
+    #: ``annotations``, ``button`` or ``command``.
+    cause: Mapped[str] = mapped_column(String(32))
+    #: ``queued``, ``running``, ``done`` or ``failed``.
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    #: What it is at: ``snapshot``, ``training``, ``gate``.
+    stage: Mapped[str] = mapped_column(String(32))
+    #: Numbers for people, such as steps done and wanted.
+    progress: Mapped[dict[str, Any]]
+    #: Which worker has it, until when unless it says that it still lives.
+    owner: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None]
+    attempts: Mapped[int]
+    snapshot: Mapped[str | None] = mapped_column(String(64))
+    #: The version in use when it began, and what came out.
+    base_version: Mapped[str | None] = mapped_column(String(128))
+    candidate: Mapped[str | None] = mapped_column(String(128))
+    promoted: Mapped[bool]
+    #: The gate's numbers.
+    verdict: Mapped[dict[str, Any]]
+    #: The verdict, or why it failed, in words.
+    message: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class ModelVersionRow(Base):
+    """A version of the model that came out of a run."""
+
+    __tablename__ = "model_versions"
+
+    version: Mapped[str] = mapped_column(String(128), primary_key=True)
+    channel: Mapped[str] = mapped_column(String(128), index=True)
+    run: Mapped[int]
+    #: The version that it was trained from, and measured against.
+    parent: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    promoted_at: Mapped[datetime | None]

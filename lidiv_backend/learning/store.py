@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +29,7 @@ from lidiv_backend.learning.schema import (
     AnnotationRow,
     ConnectionRow,
     FailureRow,
+    ImageRow,
     InteractionRow,
     WebhookEventRow,
     now,
@@ -266,17 +269,17 @@ class Store:
                 )
             )
 
-        self._write(write)
+        self.write(write)
 
     def connection(self, project: str) -> StoredConnection | None:
         """Find what a project sent by ``/setup``."""
-        with self._reading() as session:
+        with self.reading() as session:
             row = session.get(ConnectionRow, project)
             return None if row is None else _connection(row)
 
     def connections(self) -> list[StoredConnection]:
         """Give all projects that connected, the latest first."""
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(select(ConnectionRow).order_by(ConnectionRow.updated_at.desc()))
             return [_connection(row) for row in rows]
 
@@ -316,17 +319,17 @@ class Store:
                 )
             )
 
-        self._write(write)
+        self.write(write)
 
     def answer(self, region_id: str) -> StoredAnswer | None:
         """Find how a region came about, by its id."""
-        with self._reading() as session:
+        with self.reading() as session:
             row = session.get(InteractionRow, region_id)
             return None if row is None else _answer(row)
 
     def first_version(self, *, project: str, task: int | None, first_click: str) -> str | None:
         """Find the model version that an interaction began with; None if it is new."""
-        with self._reading() as session:
+        with self.reading() as session:
             return session.scalar(
                 select(InteractionRow.model_version)
                 .where(
@@ -368,36 +371,106 @@ class Store:
             session.add(WebhookEventRow(action=action, project=project, payload=dict(payload)))
             if annotation is not None:
                 _merge_annotation(session, annotation)
-            if deleted:
-                session.execute(
-                    update(AnnotationRow)
-                    .where(AnnotationRow.project == project, AnnotationRow.annotation.in_(deleted))
-                    .values(deleted_at=now())
-                )
+            if project is not None:
+                _mark_deleted(session, project, deleted)
 
-        self._write(write)
+        self.write(write)
 
     def annotation(self, project: str, number: int) -> StoredAnnotation | None:
         """Find an annotation by its project and Label Studio's number."""
-        with self._reading() as session:
+        with self.reading() as session:
             row = _find_annotation(session, project, number)
-            if row is None:
-                return None
-            return StoredAnnotation(
-                project=row.project,
-                annotation=row.annotation,
-                task=row.task,
-                task_data=row.task_data,
-                result=row.result,
-                was_cancelled=row.was_cancelled,
-                completed_by=row.completed_by,
-                lead_time=row.lead_time,
-                deleted_at=row.deleted_at,
+            return None if row is None else _annotation(row)
+
+    def accepted_annotations(self, projects: Collection[str] | None) -> Iterator[StoredAnnotation]:
+        """Give the annotations to learn from, oldest first: neither skipped nor deleted.
+
+        Parameters
+        ----------
+        projects
+            Whose; None for all.
+        """
+        accepted = (
+            select(AnnotationRow)
+            .where(AnnotationRow.deleted_at.is_(None), AnnotationRow.was_cancelled.is_(False))
+            .order_by(AnnotationRow.id)
+            .execution_options(yield_per=20)
+        )
+        if projects is not None:
+            accepted = accepted.where(AnnotationRow.project.in_(projects))
+        with self.reading() as session:
+            for row in session.scalars(accepted):
+                yield _annotation(row)
+
+    def keep_annotations(
+        self, project: str, annotations: Sequence[StoredAnnotation], *, deleted: Sequence[int]
+    ) -> None:
+        """Keep what Label Studio says of annotations, without an event.
+
+        Parameters
+        ----------
+        project
+            Whose.
+        annotations
+            Those that were made or changed.
+        deleted
+            Numbers of those that are gone.
+        """
+
+        def write(session: Session) -> None:
+            for annotation in annotations:
+                _merge_annotation(session, annotation).deleted_at = None
+            _mark_deleted(session, project, deleted)
+
+        self.write(write)
+
+    def known_annotations(self, project: str) -> dict[int, str]:
+        """Give the annotations of a project that are not deleted: number -> digest of its content.
+
+        See `annotation_digest`.
+        """
+        with self.reading() as session:
+            rows = session.scalars(
+                select(AnnotationRow)
+                .where(AnnotationRow.project == project, AnnotationRow.deleted_at.is_(None))
+                .execution_options(yield_per=20)
             )
+            return {row.annotation: annotation_digest(_annotation(row)) for row in rows}
+
+    def answers(self, region_ids: Collection[str]) -> dict[str, StoredAnswer]:
+        """Find how regions came about, by their ids."""
+        with self.reading() as session:
+            rows = session.scalars(
+                select(InteractionRow).where(InteractionRow.region_id.in_(region_ids))
+            )
+            return {row.region_id: _answer(row) for row in rows}
+
+    def image_digest(self, project: str, task: int | None, address: str) -> str | None:
+        """Find an image that was fetched before: its name in the content-addressed folder."""
+        with self.reading() as session:
+            return session.scalar(
+                select(ImageRow.digest).where(
+                    ImageRow.project == project,
+                    ImageRow.address_digest == _address_digest(task, address),
+                )
+            )
+
+    def keep_image(self, project: str, task: int | None, address: str, digest: str) -> None:
+        """Note that an image was fetched."""
+
+        def write(session: Session) -> None:
+            known = {"project": project, "address_digest": _address_digest(task, address)}
+            row = session.scalar(select(ImageRow).filter_by(**known))
+            if row is None:
+                session.add(ImageRow(**known, digest=digest))
+            else:
+                row.digest, row.fetched_at = digest, now()
+
+        self.write(write)
 
     def events(self, *, limit: int = 50) -> list[tuple[str, dict[str, Any]]]:
         """Give the latest events, newest first: action and body."""
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(
                 select(WebhookEventRow).order_by(WebhookEventRow.id.desc()).limit(limit)
             )
@@ -431,11 +504,11 @@ class Store:
             kept = select(FailureRow.id).order_by(FailureRow.id.desc()).limit(MAX_FAILURES)
             session.execute(delete(FailureRow).where(FailureRow.id.not_in(kept)))
 
-        self._write(write)
+        self.write(write)
 
     def recent_failures(self, *, limit: int = 50) -> list[Failure]:
         """Give the latest failures, newest first."""
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(select(FailureRow).order_by(FailureRow.id.desc()).limit(limit))
             return [
                 Failure(
@@ -451,15 +524,28 @@ class Store:
             ]
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[Session]:
+    def reading(self) -> Iterator[Session]:
+        """Open a session to read from.
+
+        Raises
+        ------
+        StoreError
+            If the database cannot be used.
+        """
         try:
             with Session(self._engine) as session:
                 yield session
         except SQLAlchemyError as error:
             raise _unusable(error) from error
 
-    def _write(self, work: Callable[[Session], _Result]) -> _Result:
-        """Run a transaction; a second time where another one wrote the same row in between."""
+    def write(self, work: Callable[[Session], _Result]) -> _Result:
+        """Run a transaction; a second time where another one wrote the same row in between.
+
+        Raises
+        ------
+        StoreError
+            If the database cannot be used.
+        """
         try:
             try:
                 with Session(self._engine) as session, session.begin():
@@ -576,15 +662,50 @@ def _find_annotation(session: Session, project: str, number: int) -> AnnotationR
     )
 
 
-def _merge_annotation(session: Session, annotation: StoredAnnotation) -> None:
+def _merge_annotation(session: Session, annotation: StoredAnnotation) -> AnnotationRow:
     row = _find_annotation(session, annotation.project, annotation.annotation)
     if row is None:
         row = AnnotationRow(project=annotation.project, annotation=annotation.annotation)
         session.add(row)
     row.task = annotation.task
-    row.task_data = dict(annotation.task_data)
+    if annotation.task_data or row.task_data is None:  # not every event brings the task
+        row.task_data = dict(annotation.task_data)
     row.result = list(annotation.result)
     row.was_cancelled = annotation.was_cancelled
     row.completed_by = annotation.completed_by
     row.lead_time = annotation.lead_time
     row.updated_at = now()
+    return row
+
+
+def _mark_deleted(session: Session, project: str, numbers: Sequence[int]) -> None:
+    if numbers:
+        session.execute(
+            update(AnnotationRow)
+            .where(AnnotationRow.project == project, AnnotationRow.annotation.in_(numbers))
+            .values(deleted_at=now())
+        )
+
+
+def _annotation(row: AnnotationRow) -> StoredAnnotation:
+    return StoredAnnotation(
+        project=row.project,
+        annotation=row.annotation,
+        task=row.task,
+        task_data=row.task_data,
+        result=row.result,
+        was_cancelled=row.was_cancelled,
+        completed_by=row.completed_by,
+        lead_time=row.lead_time,
+        deleted_at=row.deleted_at,
+    )
+
+
+def annotation_digest(annotation: StoredAnnotation) -> str:
+    """Name what an annotation says, so that two of them can be compared."""
+    content = [annotation.task, list(annotation.result), annotation.was_cancelled]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _address_digest(task: int | None, address: str) -> str:
+    return hashlib.sha256(f"{task} {address}".encode()).hexdigest()

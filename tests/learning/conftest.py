@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from lidiv_backend.learning.store import Store
 from lidiv_backend.model import save_model
 from tests import tiny
+from tests.learning.lab import Lab
 
 MakeWeights = Callable[..., Path]
 
@@ -32,3 +34,15 @@ def make_weights(tmp_path_factory: pytest.TempPathFactory) -> MakeWeights:
         return folder
 
     return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(f"sqlite:///{tmp_path / 'state' / 'lidiv.sqlite'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def lab(store: Store) -> Lab:
+    return Lab(store)
