@@ -77,6 +77,9 @@ class TrainingConfig:
         Probability that an example begins with a set of clicks after Xu et al. rather than one.
     dos_protocol
         How those are drawn.
+    recorded
+        Probability that an example begins with clicks that its annotator made, where they are
+        known.
     kinds
         How often a mask of each kind is drawn, relative to the others.
     merged
@@ -105,6 +108,7 @@ class TrainingConfig:
     iterations: tuple[float, ...] = (1.0,)
     dos: float = 1.0
     dos_protocol: DosProtocol = DosProtocol()
+    recorded: float = 0.0
     kinds: Mapping[str, float] = field(default_factory=lambda: {"instance": 1.0})
     merged: float = 0.0
     jitter: float = 0.0
@@ -132,6 +136,7 @@ class TrainingConfig:
             (_are_shares(self.iterations), "iterations are shares, not all of them 0"),
             (_are_shares(self.kinds.values()), "kinds have shares, not all of them 0"),
             (0 <= self.dos <= 1 and 0 <= self.merged <= 1, "dos and merged lie between 0 and 1"),
+            (0 <= self.recorded <= 1, "recorded lies between 0 and 1"),
             (0 <= self.loss.relaxation <= 1, "loss.relaxation lies between 0 and 1"),
         )
         for holds, rule in rules:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError
 from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
 from lidiv_backend.training.config import TrainingConfig
@@ -31,12 +33,14 @@ class Draw(TypedDict):
     """One image with T objects.
 
     ``rgb`` is uint8 (3, H, W), ``masks`` is bool (T, H, W), ``valid`` is bool (T, H, W): pixels
-    that count.
+    that count. ``clicks`` are, for each object, those of the annotator who made the mask, in order
+    and up to the first that is not in the crop; empty where they are not known.
     """
 
     rgb: Tensor
     masks: Tensor
     valid: Tensor
+    clicks: list[list[Click]]
 
 
 class _Entry(Protocol):
@@ -127,25 +131,44 @@ class Draws(Dataset[Draw]):
         counted = np.stack([_counted(item) for item in chosen])
         if not masks[0].any():
             raise DataError(f"{image.name} has an empty mask.")
+        clicks = [item.clicks for item in chosen]
         if len(chosen) > 1 and rng.random() < self.config.merged:
             # Two objects that are meant together are one more reading of a click on either.
             masks[0] |= masks[1]
             counted[0] &= counted[1]
+            clicks[0] = ()
         bundle = (
             tv_tensors.Image(torch.tensor(image.rgb).permute(2, 0, 1)),
             tv_tensors.Mask(torch.from_numpy(masks)),
             tv_tensors.Mask(torch.from_numpy(counted)),
         )
+        left = top = 0
         if self.config.crop is None:
             bundle = self._limit(bundle)
+            height, width = bundle[0].shape[-2:]
         else:
-            bundle = self._cut(bundle, masks[0], self.config.crop, rng)
-        picture, objects, valid = self._change(bundle, rng)
+            side = self.config.crop
+            height, width, top, left = self._place(masks[0], side, rng)
+            bundle = _cut(bundle, height, width, top, left, side)
+        flip = self.augment and rng.random() < 0.5
+        if flip:
+            bundle = _flip(bundle)
+        if self.augment:
+            bundle = self._colour(bundle, rng)
+        picture, objects, valid = bundle
         keep = self._present(objects, valid)
+
+        def moved(click: Click) -> Click:
+            x = (click.x + 0.5) * width / image.rgb.shape[1] - 0.5 - left
+            y = (click.y + 0.5) * height / image.rgb.shape[0] - 0.5 - top
+            return Click(x=picture.shape[-1] - 1 - x if flip else x, y=y, positive=click.positive)
+
+        size = (picture.shape[-2], picture.shape[-1])
         return {
             "rgb": picture.as_subclass(Tensor),
             "masks": objects[keep].as_subclass(Tensor),
             "valid": valid[keep].as_subclass(Tensor),
+            "clicks": [_until_outside(map(moved, clicks[index]), size) for index in keep],
         }
 
     def _limit(self, bundle: _Bundle) -> _Bundle:
@@ -157,10 +180,14 @@ class Draws(Dataset[Draw]):
         factor = (limit / (height * width)) ** 0.5
         return _resize(bundle, max(1, int(height * factor)), max(1, int(width * factor)))
 
-    def _cut(
-        self, bundle: _Bundle, target: NDArray[np.bool_], side: int, rng: np.random.Generator
-    ) -> _Bundle:
-        """Scale, and cut a square in which most of the target lies."""
+    def _place(
+        self, target: NDArray[np.bool_], side: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Draw a size for the image, and where in it to cut a square with most of the target.
+
+        Returns height and width of the scaled image, and the square's top and left in it, which
+        are negative where the image does not fill the square.
+        """
         rows, columns = np.flatnonzero(target.any(1)), np.flatnonzero(target.any(0))
         low, high = np.log(self.config.zoom)
         factor = float(np.exp(rng.uniform(low, high)))
@@ -168,29 +195,20 @@ class Draws(Dataset[Draw]):
         if extent * factor > side and rng.random() < 0.8:
             factor = max(side / extent * rng.uniform(0.7, 1.0), self.config.zoom[0] * 0.5)
         height, width = (max(8, round(length * factor)) for length in target.shape)
-        tops = _corner(rows[0] * factor, (rows[-1] + 1) * factor, height, side, rng)
-        lefts = _corner(columns[0] * factor, (columns[-1] + 1) * factor, width, side, rng)
-        top, left = max(tops, 0), max(lefts, 0)
-        bottom, right = min(tops + side, height), min(lefts + side, width)
-        padding = [left - lefts, top - tops, lefts + side - right, tops + side - bottom]
-        cut = []
-        for part, fill in zip(_resize(bundle, height, width), (_GREY, 0, 0), strict=True):
-            inside = v2.functional.crop(part, top, left, bottom - top, right - left)
-            cut.append(v2.functional.pad(inside, padding, fill=fill))
-        return cut[0], cut[1], cut[2]
+        top = _corner(rows[0] * factor, (rows[-1] + 1) * factor, height, side, rng)
+        left = _corner(columns[0] * factor, (columns[-1] + 1) * factor, width, side, rng)
+        return height, width, top, left
 
-    def _change(self, bundle: _Bundle, rng: np.random.Generator) -> _Bundle:
-        """Mirror and colour, image and masks alike."""
-        if not self.augment:
-            return bundle
+    def _colour(self, bundle: _Bundle, rng: np.random.Generator) -> _Bundle:
+        """Change the image's colours; the masks stay."""
         jitter = self.config.jitter
-        steps: list[v2.Transform] = [v2.RandomHorizontalFlip(0.5)]
-        if jitter:
-            steps += [
-                v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter / 6)], p=0.5),
-                v2.RandomGrayscale(0.1),
-                v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], p=0.1),
-            ]
+        if not jitter:
+            return bundle
+        steps: list[v2.Transform] = [
+            v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter / 6)], p=0.5),
+            v2.RandomGrayscale(0.1),
+            v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], p=0.1),
+        ]
         # torchvision draws from torch's generator: seed it for this example, and give it back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
@@ -243,6 +261,35 @@ def _image_weights(images: ImageSet, kinds: Mapping[str, float]) -> NDArray[np.f
 
 def _counted(item: ObjectMask) -> NDArray[np.bool_]:
     return np.ones_like(item.mask) if item.ignore is None else ~item.ignore
+
+
+def _cut(bundle: _Bundle, height: int, width: int, top: int, left: int, side: int) -> _Bundle:
+    """Scale to a size, and cut a square out; what is beyond the image is padding."""
+    first_row, first_column = max(top, 0), max(left, 0)
+    bottom, right = min(top + side, height), min(left + side, width)
+    padding = [first_column - left, first_row - top, left + side - right, top + side - bottom]
+    cut = []
+    for part, fill in zip(_resize(bundle, height, width), (_GREY, 0, 0), strict=True):
+        inside = v2.functional.crop(
+            part, first_row, first_column, bottom - first_row, right - first_column
+        )
+        cut.append(v2.functional.pad(inside, padding, fill=fill))
+    return cut[0], cut[1], cut[2]
+
+
+def _flip(bundle: _Bundle) -> _Bundle:
+    picture, objects, valid = (v2.functional.horizontal_flip(part) for part in bundle)
+    return picture, objects, valid
+
+
+def _until_outside(clicks: Iterable[Click], size: tuple[int, int]) -> list[Click]:
+    """The clicks before the first that is outside; those after it answered to what it did."""
+    height, width = size
+    return list(
+        takewhile(
+            lambda click: -0.5 <= click.x <= width - 0.5 and -0.5 <= click.y <= height - 0.5, clicks
+        )
+    )
 
 
 def _resize(bundle: _Bundle, height: int, width: int) -> _Bundle:
