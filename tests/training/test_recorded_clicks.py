@@ -46,7 +46,7 @@ def test_clicks_stay_on_their_objects() -> None:
                 assert -0.5 <= click.x <= 47.5
                 assert -0.5 <= click.y <= 47.5
                 assert click.positive == (number < 2)
-            if len(clicks) == 3 and 0 < rows[0] and rows[-1] < 47 and columns[-1] < 47:
+            if len(clicks) == 3 and rows[0] > 0 and rows[-1] < 47 and columns[-1] < 47:
                 whole += 1
                 assert mask[round(clicks[0].y), round(clicks[0].x)]
                 # The corner click: at the top, and left or (mirrored) right; to about a pixel.
@@ -59,8 +59,8 @@ def test_clicks_stay_on_their_objects() -> None:
 def test_clicks_behind_one_that_is_cut_off_are_left_out() -> None:
     draws = Draws(ClickedSet(), dataclasses.replace(CONFIG, crop=16, zoom=(1.0, 1.0)), length=200)
     counts = {len(clicks) for index in range(40) for clicks in draws[index]["clicks"]}
-    assert 0 in counts
     assert counts <= {0, 1, 2, 3}
+    assert counts & {0, 1, 2}
 
 
 def test_two_objects_that_were_merged_have_no_clicks() -> None:
