@@ -12,6 +12,8 @@ from lidiv_backend.evaluation.datasets import known_data_sets, split_specs
 from lidiv_backend.evaluation.measures import Summary
 from lidiv_backend.evaluation.methods import CLASSICAL, CLASSICAL_LONGEST_SIDE, MethodSpec
 from lidiv_backend.evaluation.protocols import ClickProtocol, ProtocolSettings
+from lidiv_backend.evaluation.report import write_report
+from lidiv_backend.evaluation.results import read_results
 from lidiv_backend.evaluation.runner import Plan, evaluate
 from lidiv_backend.evaluation.tables import (
     render_json,
@@ -30,11 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "\n".join(["data sets:", *(f"  {line}" for line in known_data_sets())])
     parser.add_argument(
         "--methods",
-        required=True,
         help="separated by commas, each may be label=method: paper, default, a folder of weights, "
         f"module:callable, or {', '.join(CLASSICAL)}; +graph-cut behind one refines its mask",
     )
-    parser.add_argument("--data-sets", required=True, help="separated by commas, see below")
+    parser.add_argument("--data-sets", help="separated by commas, see below")
     parser.add_argument(
         "--protocol",
         default="centre",
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-actions",
         action="store_true",
         help="leave out the annotator who may step to another proposal: quicker",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write a page with tables, figures and pictures; without --methods and --data-sets, "
+        "of what the folder holds",
     )
     parser.add_argument(
         "--record",
@@ -76,8 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write them beside the results."""
-    plan = _plan(args)
-    contents = evaluate(plan, args.out, jobs=args.jobs, resume=args.resume)
+    plan: Plan | None
+    if args.methods is None and args.data_sets is None and args.report:
+        plan, contents = None, read_results(args.out)
+    else:
+        plan = _plan(args)
+        contents = evaluate(plan, args.out, jobs=args.jobs, resume=args.resume)
     summaries = summaries_of(contents.latest())
     text = render_markdown(summaries, contents.problems)
     (args.out / "summary.md").write_text(text, encoding="utf-8")
@@ -85,14 +96,20 @@ def run(args: argparse.Namespace) -> int:
         render_json(summaries, contents.problems), encoding="utf-8"
     )
     sys.stdout.write(text)
-    if args.record:
+    if args.report:
+        sys.stdout.write(f"\nThe page is {write_report(args.out)}\n")
+    if plan is not None and args.record:
         _record(plan, summaries, _words(args, plan))
-    if args.insert:
+    if plan is not None and args.insert:
         insert_measured(args.insert, "clicks", text, command=_words(args, plan))
     return 1 if any(problem.defect for problem in contents.problems) else 0
 
 
 def _plan(args: argparse.Namespace) -> Plan:
+    if not (args.methods and args.data_sets):
+        raise BadRequestError(
+            "What is to be measured?", remedy="Give --methods and --data-sets, or --report alone."
+        )
     known = [protocol.value for protocol in ClickProtocol]
     protocols = args.protocol.split(",")
     if not set(protocols) <= set(known):

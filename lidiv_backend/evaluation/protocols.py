@@ -295,8 +295,36 @@ def run_object(
     )
 
 
+def opening_clicks(
+    target: ObjectMask,
+    *,
+    protocol: ClickProtocol,
+    both_signs: bool,
+    seed: int = 0,
+    identity: str = "",
+) -> tuple[Click, ...]:
+    """Place the clicks before the first result.
+
+    Parameters
+    ----------
+    target
+        The object.
+    protocol, seed, identity
+        As in `run_object`.
+    both_signs
+        A positive and a negative click instead of a positive one.
+
+    Raises
+    ------
+    DataError
+        If there is no place for a negative click.
+    """
+    identity = f"{identity}/{target.name}"
+    annotator = _Annotator(target, protocol=protocol, seed=seed, identity=identity)
+    return _opening(annotator, both_signs=both_signs)
+
+
 def _opening(annotator: _Annotator, *, both_signs: bool) -> tuple[Click, ...]:
-    """Place the clicks before the first result."""
     first = annotator.next(np.zeros_like(annotator.target), ())
     if first is None:  # The object is not empty, so there is a place for the first click.
         raise AssertionError("no place for the first click")
