@@ -289,7 +289,7 @@ class Predictor:
 
     def _resize(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = rgb.shape[:2]
-        target = _input_size(
+        target = input_size(
             height, width, self.model.description.inference, multiple=self._proposal.multiple
         )
         if target == (height, width):
@@ -389,7 +389,7 @@ class Predictor:
         )
 
 
-def _input_size(
+def input_size(
     height: int, width: int, config: InferenceConfig, *, multiple: int
 ) -> tuple[int, int]:
     """Height and width at which the networks see an image."""

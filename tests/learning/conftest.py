@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def make_weights(tmp_path_factory: pytest.TempPathFactory) -> MakeWeights:
 
     def make(seed: int = 0, *, ranked: bool = True) -> Path:
         folder = tmp_path_factory.mktemp("weights") / "tiny"
-        about = tiny.description(heads=2, ranked=ranked)
+        about = dataclasses.replace(
+            tiny.description(heads=2, ranked=ranked),
+            training={"crop": 32, "images": 2, "targets": 1, "joint": True},
+        )
         model = tiny.model(about, seed=seed)
         selection = None if model.selection is None else model.selection.state_dict()
         save_model(folder, about, model.proposal.state_dict(), selection)

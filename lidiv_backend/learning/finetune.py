@@ -1,0 +1,353 @@
+"""Fine-tuning: a model goes on learning from a snapshot without forgetting what it knew.
+
+It begins with the weights in use. Newly accepted annotations are mixed with earlier ones and with a
+base set, where the lab has one; clicks of the annotators with simulated ones; and every step pulls
+the weights back to those that LiDiv came with (L2-SP; Li, Grandvalet and Davoine, ICML 2018).
+
+A mask that an annotator chose among alternatives teaches g like any other: the clicks that led to
+it are the prompt, and every one of f's masks is rated by its IoU with what was accepted. Images
+with such choices are drawn more often, since there g was wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch import Tensor, nn
+
+from lidiv_backend.caching import BoundedCache
+from lidiv_backend.clicks import Click
+from lidiv_backend.devices import best_precision, choose_device
+from lidiv_backend.errors import DataError
+from lidiv_backend.learning.settings import LearningSettings
+from lidiv_backend.learning.snapshot import Snapshot, SnapshotImage, SnapshotSet
+from lidiv_backend.learning.vault import Vault
+from lidiv_backend.model import InferenceConfig, Model, ModelDescription
+from lidiv_backend.predictor import input_size
+from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
+from lidiv_backend.training.checkpoints import CheckpointFolder
+from lidiv_backend.training.config import LossConfig, TrainingConfig
+from lidiv_backend.training.simulation import DosProtocol
+from lidiv_backend.training.trainer import RunOptions, Trainer
+
+#: How examples are shared out among new annotations, earlier ones and the base set, if all exist.
+_SHARES = {"new": 0.5, "earlier": 0.25, "base": 0.25}
+#: An image with a mask that was chosen among alternatives counts so many times.
+_STEPPED = 2
+_SUFFIX = "-tuned"
+# Examples are drawn from so many places; only their shares matter.
+_PLACES = 1 << 20
+_CACHE_BYTES = 300 * 2**20
+
+
+class MixedSet:
+    """Several data sets as one, each with a share of its own whatever their sizes; an `ImageSet`.
+
+    Parameters
+    ----------
+    parts
+        Data sets with their shares, which need not add up to 1; none of them empty.
+    seed
+        Which image stands at which place.
+    """
+
+    def __init__(self, parts: Sequence[tuple[ImageSet, float]], *, seed: int) -> None:
+        self.name = "+".join(part.name for part, _ in parts)
+        self._parts = tuple(part for part, _ in parts)
+        shares = np.array([share for _, share in parts], dtype=np.float64)
+        self._shares = shares / shares.sum()
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return _PLACES
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        rng = np.random.default_rng([self._seed, index])
+        part = self._parts[rng.choice(len(self._parts), p=self._shares)]
+        return part[int(rng.integers(len(part)))]
+
+
+class AtInferenceSize:
+    """A data set at the size at which the networks will see its images; an `ImageSet`.
+
+    Parameters
+    ----------
+    base
+        The data set.
+    inference
+        How the networks are used.
+    multiple
+        Sides are multiples of this, as f wants it.
+    cache_bytes
+        Memory for images that are ready.
+    """
+
+    def __init__(
+        self,
+        base: ImageSet,
+        inference: InferenceConfig,
+        *,
+        multiple: int,
+        cache_bytes: int = _CACHE_BYTES,
+    ) -> None:
+        self.name = base.name
+        self._base = base
+        self._inference = inference
+        self._multiple = multiple
+        self._cache: BoundedCache[int, AnnotatedImage] = BoundedCache(max_bytes=cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        return self._cache.get_or_compute(
+            index, lambda: self._resized(self._base[index]), size_of=_bytes
+        )
+
+    def _resized(self, image: AnnotatedImage) -> AnnotatedImage:
+        height, width = image.rgb.shape[:2]
+        rows, columns = input_size(height, width, self._inference, multiple=self._multiple)
+        if (rows, columns) == (height, width):
+            return image
+        how = cv2.INTER_AREA if rows * columns < height * width else cv2.INTER_LINEAR
+        rgb = cv2.resize(image.rgb, (columns, rows), interpolation=how)
+        objects = [_resize(item, rows, columns) for item in image.objects]
+        return dataclasses.replace(
+            image,
+            rgb=rgb.astype(np.uint8, copy=False),
+            objects=tuple(item for item in objects if item.mask.any()),
+        )
+
+
+def _bytes(image: AnnotatedImage) -> int:
+    return image.rgb.nbytes + sum(2 * item.mask.nbytes for item in image.objects)
+
+
+def _resize(item: ObjectMask, rows: int, columns: int) -> ObjectMask:
+    height, width = item.mask.shape
+
+    def small(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        resized = cv2.resize(
+            mask.astype(np.uint8), (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT
+        )
+        return resized.astype(bool)
+
+    return dataclasses.replace(
+        item,
+        mask=small(item.mask),
+        ignore=None if item.ignore is None else small(item.ignore),
+        clicks=tuple(
+            Click(
+                x=(click.x + 0.5) * columns / width - 0.5,
+                y=(click.y + 0.5) * rows / height - 0.5,
+                positive=click.positive,
+            )
+            for click in item.clicks
+        ),
+    )
+
+
+def tuning_config(description: ModelDescription, settings: LearningSettings) -> TrainingConfig:
+    """How a model is fine-tuned: as it was trained, only shorter and more carefully.
+
+    Parameters
+    ----------
+    description
+        Of the model to begin with.
+    settings
+        Steps, rate and seed.
+    """
+    before = _trained_config(description)
+    name = description.name.removesuffix(_SUFFIX) + _SUFFIX
+    return dataclasses.replace(
+        before,
+        name=name,
+        steps=settings.steps,
+        # Images come at the size at which the networks see them, so little zoom is left to learn.
+        zoom=(0.8, 1.25),
+        rate=settings.rate,
+        warmup=min(20, max(1, settings.steps // 10)),
+        decay=0.0,
+        averaging=0.98 if settings.steps >= 100 else 0.0,
+        recorded=0.5,
+        kinds={"instance": 1.0, **before.kinds},
+        seed=settings.seed,
+    )
+
+
+def _trained_config(description: ModelDescription) -> TrainingConfig:
+    """How a model was trained, as far as it says so."""
+    known = {field.name for field in dataclasses.fields(TrainingConfig)}
+    values: dict[str, Any] = {
+        key: value for key, value in description.training.items() if key in known
+    }
+    try:
+        for name, made in (("loss", LossConfig), ("dos_protocol", DosProtocol)):
+            if name in values:
+                values[name] = made(**values[name])
+        for name in ("zoom", "iterations"):
+            if name in values:
+                values[name] = tuple(values[name])
+    except TypeError:
+        # Of another version of LiDiv: the usual settings will do.
+        values = {}
+    networks = {"proposal": description.proposal, "selection": description.selection}
+    values |= {"name": description.name, "inference": description.inference, **networks}
+    return TrainingConfig(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningData:
+    """What a run learns from.
+
+    Parameters
+    ----------
+    snapshot
+        What was accepted.
+    earlier
+        Names of masks that an earlier run has learnt already.
+    vault
+        Where the snapshot's images are.
+    base
+        What must not be forgotten, or None.
+    """
+
+    snapshot: Snapshot
+    earlier: frozenset[str]
+    vault: Vault
+    base: ImageSet | None
+
+    def mixed(self, *, inference: InferenceConfig, multiple: int, seed: int) -> MixedSet:
+        """Put together what is trained on; held-out images are not in it.
+
+        Raises
+        ------
+        DataError
+            If there is nothing to learn.
+        """
+        trained = self.snapshot.part(held_out=False)
+        groups: dict[str, list[SnapshotImage]] = {"new": [], "earlier": []}
+        for image in trained:
+            is_new = any(mask.name not in self.earlier for mask in image.masks)
+            times = _STEPPED if any(mask.stepped for mask in image.masks) else 1
+            groups["new" if is_new else "earlier"] += [image] * times
+        sets: dict[str, ImageSet] = {
+            name: SnapshotSet(images, self.vault, name=name)
+            for name, images in groups.items()
+            if images
+        }
+        if not sets:
+            raise DataError(
+                "There is nothing to learn from: no accepted mask outside the hold-out.",
+                remedy="Annotate more images; `lidiv finetune` tells what was left out, and why.",
+            )
+        if self.base is not None and len(self.base):
+            sets["base"] = self.base
+        return MixedSet(
+            [
+                (AtInferenceSize(part, inference, multiple=multiple), _SHARES[name])
+                for name, part in sets.items()
+            ],
+            seed=seed,
+        )
+
+
+def anchor(network: nn.Module, weights: Mapping[str, Tensor], strength: float) -> None:
+    """Pull a network's weights to given ones in every step (L2-SP).
+
+    The penalty is ``strength * ||w - w0||^2``; its gradient is added where the loss's arrives, so
+    that it needs no place in the loss.
+
+    Parameters
+    ----------
+    network
+        What is trained. Parameters that `weights` does not have, or in another shape, stay free.
+    weights
+        w0, a state dict.
+    strength
+        0 for no pull.
+    """
+    for name, parameter in network.named_parameters():
+        origin = weights.get(name)
+        if not strength or origin is None or origin.shape != parameter.shape:
+            continue
+
+        def pull(
+            gradient: Tensor, parameter: Tensor = parameter, origin: Tensor = origin
+        ) -> Tensor:
+            away = parameter.detach() - origin.to(parameter.device)
+            return gradient.add(away.to(gradient.dtype), alpha=2 * strength)
+
+        parameter.register_hook(pull)  # type: ignore[no-untyped-call]
+
+
+def finetune(
+    model: Model, base: Model, data: TuningData, settings: LearningSettings, folder: Path
+) -> Path:
+    """Fine-tune a model; goes on where an earlier call in the same folder stopped.
+
+    Parameters
+    ----------
+    model
+        The weights in use, to begin with.
+    base
+        The weights to stay near.
+    data
+        What to learn from.
+    settings
+        How.
+    folder
+        Where checkpoints, log and weights go.
+
+    Returns
+    -------
+    Path
+        Folder of the weights.
+
+    Raises
+    ------
+    DataError
+        If there is nothing to learn.
+    """
+    config = tuning_config(model.description, settings)
+    multiple = model.proposal.multiple
+    images = data.mixed(inference=config.inference, multiple=multiple, seed=settings.seed)
+    checkpoint = CheckpointFolder(folder)
+    checkpoint.recover()
+    spent = checkpoint.read(made_for={}).seconds if checkpoint.exists else 0.0
+    device = choose_device(settings.device)
+    options = RunOptions(
+        folder=folder,
+        # fp16 would scale the loss, and the pull to the base weights would not be scaled with it.
+        precision="bf16" if best_precision(device) == "bfloat16" else "no",
+        cpu=device.type == "cpu",
+        workers=0,
+        checkpoint_every=50,
+        validate_every=config.steps + 1,
+        resume=checkpoint.exists,
+        time_limit=max(1.0, settings.minutes * 60 - spent),
+    )
+    trainer = Trainer(config, options, images, None)
+    begin_with(trainer, model)
+    origin = base if base.description.proposal == model.description.proposal else model
+    anchor(trainer.proposal, _copy(origin.proposal), settings.anchor)
+    if trainer.selection is not None and origin.selection is not None:
+        anchor(trainer.selection, _copy(origin.selection), settings.anchor)
+    return trainer.run()
+
+
+def begin_with(trainer: Trainer, model: Model) -> None:
+    """Put a model's weights into a trainer's networks."""
+    trainer.proposal.load_state_dict(model.proposal.state_dict())
+    if trainer.selection is not None and model.selection is not None:
+        trainer.selection.load_state_dict(model.selection.state_dict())
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -1,0 +1,91 @@
+"""Settings of learning, from the environment.
+
+======================================  ==========================================================
+variable                                what it says
+======================================  ==========================================================
+``LIDIV_LEARN_SHARED``                  whether all projects learn into one model, or each into its
+                                        own; true
+``LIDIV_LEARN_AFTER``                   so many newly accepted annotations start a run; 20
+``LIDIV_LEARN_PAUSE_MINUTES``           least time between the starts of two such runs; 60
+``LIDIV_LEARN_MINUTES``                 time for the training of a run; the gate comes on top; 6
+``LIDIV_LEARN_STEPS``                   optimiser steps of a run; 300
+``LIDIV_LEARN_RATE``                    learning rate; 2e-4
+``LIDIV_LEARN_ANCHOR``                  weight of the penalty for leaving the base weights; 1e-3
+``LIDIV_LEARN_HOLDOUT``                 share of the images that is held out; 0.25
+``LIDIV_LEARN_THREADS``                 CPU threads of a run; half of the cores
+``LIDIV_LEARN_NICE``                    how far a run steps back behind serving, 0 to 19; 10
+``LIDIV_LEARN_MEMORY_BYTES``            address space that a run may take; 0 for no limit
+``LIDIV_LEARN_KEEP``                    versions that are kept besides those in use; 5
+``LIDIV_LEARN_SEED``                    of everything random; 0
+``LIDIV_LEARN_DEVICE``                  ``cpu``, ``cuda``, ...; chosen if not given
+``LIDIV_LEARN_GATE_IMAGES``             images of a set that the gate measures at most; 24
+``LIDIV_LEARN_GATE_OBJECTS``            objects of an image that it measures at most; 3
+``LIDIV_LEARN_RECONCILE_MINUTES``       time between two comparisons with Label Studio; 15
+``LIDIV_LEARN_POLL_SECONDS``            time between two looks of an idle worker; 2
+``LIDIV_BASE_DATA``                     data set that must not be forgotten, such as
+                                        ``shards:/data/train``; replayed, and asked by the gate
+======================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lidiv_backend.errors import LidivError
+
+_PREFIX = "LIDIV_LEARN_"
+
+
+class LearningSettingsError(LidivError):
+    """A setting of learning is wrong."""
+
+    kind = "settings"
+
+
+class LearningSettings(BaseSettings):
+    """Settings of learning; see the module for what each says."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    shared: bool = True
+    after: int = Field(default=20, gt=0)
+    pause_minutes: float = Field(default=60.0, ge=0)
+    minutes: float = Field(default=6.0, gt=0)
+    steps: int = Field(default=300, gt=0)
+    rate: float = Field(default=2e-4, gt=0)
+    anchor: float = Field(default=1e-3, ge=0)
+    holdout: float = Field(default=0.25, ge=0, le=1)
+    threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), gt=0)
+    nice: int = Field(default=10, ge=0, le=19)
+    memory_bytes: int = Field(default=0, ge=0)
+    keep: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0)
+    device: str | None = None
+    gate_images: int = Field(default=24, gt=0)
+    gate_objects: int = Field(default=3, gt=0)
+    reconcile_minutes: float = Field(default=15.0, gt=0)
+    poll_seconds: float = Field(default=2.0, gt=0)
+    base_data: str = Field(default="", validation_alias="LIDIV_BASE_DATA")
+
+    @classmethod
+    def from_environment(cls) -> LearningSettings:
+        """Read the environment.
+
+        Raises
+        ------
+        LearningSettingsError
+            If a setting is wrong; the message names it.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = "_".join(str(part) for part in first["loc"]).upper()
+            raise LearningSettingsError(
+                f"{_PREFIX}{where}: {first['msg']}.", remedy="Correct the environment variable."
+            ) from error

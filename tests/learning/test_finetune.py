@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lidiv_backend.clicks import Click
+from lidiv_backend.errors import DataError
+from lidiv_backend.learning.finetune import (
+    AtInferenceSize,
+    MixedSet,
+    TuningData,
+    anchor,
+    finetune,
+    tuning_config,
+)
+from lidiv_backend.learning.settings import LearningSettings
+from lidiv_backend.learning.snapshot import Snapshot, take_snapshot
+from lidiv_backend.learning.vault import Vault
+from lidiv_backend.model import InferenceConfig, load_model
+from lidiv_backend.records import AnnotatedImage
+from lidiv_backend.training.config import PRESETS, LossConfig
+from tests import tiny
+from tests.learning.conftest import MakeWeights
+from tests.learning.lab import Lab
+
+SETTINGS = LearningSettings(steps=4, threads=1, device="cpu")
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(tmp_path / "vault")
+
+
+def snapshot(lab: Lab, vault: Vault, tmp_path: Path, tasks: int, holdout: float = 0.3) -> Snapshot:
+    for task in range(tasks):
+        lab.accept(task)
+    return take_snapshot(
+        lab.store,
+        vault,
+        tmp_path / "snapshots",
+        lab.fetch,
+        channel="shared",
+        projects=None,
+        holdout=holdout,
+    )
+
+
+def data(frozen: Snapshot, vault: Vault, **changes: object) -> TuningData:
+    values = {"snapshot": frozen, "earlier": frozenset(), "vault": vault, "base": None}
+    return TuningData(**(values | changes))  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass
+class Watched:
+    """A data set that notes what was asked for."""
+
+    base: tiny.PaintedSet
+    name: str
+    reads: int = 0
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        self.reads += 1
+        return dataclasses.replace(self.base[index], name=self.name)
+
+
+def test_shares_do_not_depend_on_sizes() -> None:
+    large, small = (
+        Watched(tiny.PaintedSet(length=500), "l"),
+        Watched(tiny.PaintedSet(length=2), "s"),
+    )
+    mixed = MixedSet([(large, 3.0), (small, 1.0)], seed=0)
+    names = [mixed[index].name for index in range(200)]
+    assert 120 < names.count("l") < 180
+    again = MixedSet([(large, 3.0), (small, 1.0)], seed=0)
+    assert [again[index].name for index in range(200)] == names
+
+
+def test_images_come_at_the_size_at_which_the_networks_see_them() -> None:
+    class Clicked(tiny.PaintedSet):
+        def __getitem__(self, index: int) -> AnnotatedImage:
+            image = super().__getitem__(index)
+            objects = tuple(
+                dataclasses.replace(item, clicks=(Click(x=79.5, y=-0.5, positive=True),))
+                for item in image.objects
+            )
+            return dataclasses.replace(image, objects=objects)
+
+    inference = InferenceConfig(longest_side=160, max_pixels=None)
+    image = AtInferenceSize(Clicked(), inference, multiple=8)[0]
+    assert image.rgb.shape == (120, 160, 3)
+    before = Clicked()[0]
+    for large, small in zip(image.objects, before.objects, strict=True):
+        # Twice as large along both sides: every pixel is four.
+        np.testing.assert_array_equal(large.mask, small.mask.repeat(2, 0).repeat(2, 1))
+        assert large.clicks == (Click(x=159.5, y=-0.5, positive=True),)
+    same = AtInferenceSize(Clicked(), InferenceConfig(), multiple=1)[0]
+    np.testing.assert_array_equal(same.rgb, before.rgb)
+
+
+def test_the_pull_is_the_gradient_of_the_penalty() -> None:
+    torch.manual_seed(0)
+    free, pulled = nn.Linear(3, 2), nn.Linear(3, 2)
+    pulled.load_state_dict(free.state_dict())
+    origin = {"weight": torch.randn(2, 3), "bias": torch.zeros(5)}
+    anchor(pulled, origin, 0.7)
+    inputs = torch.randn(4, 3)
+    penalty = 0.7 * (free.weight - origin["weight"]).square().sum()
+    (free(inputs).square().sum() + penalty).backward()
+    pulled(inputs).square().sum().backward()
+    torch.testing.assert_close(pulled.weight.grad, free.weight.grad)
+    # Of another shape: it stays free.
+    torch.testing.assert_close(pulled.bias.grad, free.bias.grad)
+
+
+def test_a_preset_is_tuned_as_it_was_trained() -> None:
+    preset = PRESETS["default"]
+    about = tiny.description(name="default", pyramid=True)
+    about = dataclasses.replace(about, training=json.loads(json.dumps(preset.to_json())))
+    config = tuning_config(about, SETTINGS)
+    config.validate()
+    assert config.name == "default-tuned"
+    assert (config.loss, config.joint, config.crop) == (preset.loss, True, 320)
+    assert (config.steps, config.rate, config.recorded) == (4, SETTINGS.rate, 0.5)
+    again = tuning_config(dataclasses.replace(about, name="default-tuned"), SETTINGS)
+    assert again.name == "default-tuned"
+    # What an unknown version wrote is not understood, and does no harm.
+    odd = dataclasses.replace(about, training={"loss": {"what": 1}, "crop": 320})
+    assert tuning_config(odd, SETTINGS).loss == LossConfig()
+
+
+def test_new_annotations_earlier_ones_and_the_base_set_are_mixed(
+    lab: Lab, vault: Vault, tmp_path: Path
+) -> None:
+    frozen = snapshot(lab, vault, tmp_path, 12)
+    trained = frozen.part(held_out=False)
+    earlier = frozenset(mask.name for image in trained[:4] for mask in image.masks)
+    base = Watched(tiny.PaintedSet(), "base")
+    mixed = data(frozen, vault, earlier=earlier, base=base).mixed(
+        inference=InferenceConfig(), multiple=1, seed=0
+    )
+    names = [mixed[index].name for index in range(300)]
+    counts = {
+        "new": sum(names.count(image.image) for image in trained[4:]),
+        "earlier": sum(names.count(image.image) for image in trained[:4]),
+        "base": names.count("base"),
+    }
+    assert sum(counts.values()) == 300  # nothing that is held out
+    assert 110 < counts["new"] < 190
+    assert all(45 < counts[name] < 105 for name in ("earlier", "base"))
+
+
+def test_nothing_to_learn_from_is_told(lab: Lab, vault: Vault, tmp_path: Path) -> None:
+    frozen = snapshot(lab, vault, tmp_path, 3, holdout=1.0)
+    with pytest.raises(DataError, match="nothing to learn from"):
+        data(frozen, vault).mixed(inference=InferenceConfig(), multiple=1, seed=0)
+
+
+def test_it_begins_with_the_weights_in_use_and_learns(
+    lab: Lab, vault: Vault, tmp_path: Path, make_weights: MakeWeights
+) -> None:
+    model = load_model(make_weights(0, ranked=False))
+    frozen = snapshot(lab, vault, tmp_path, 6)
+    tuned = load_model(finetune(model, model, data(frozen, vault), SETTINGS, tmp_path / "run"))
+    assert tuned.version.startswith("tiny-tuned-")
+    assert tuned.description.training["steps_done"] == 4
+    distance = _distance(tuned.proposal, model.proposal)
+    assert 0 < distance < 0.05
+    assert tuned.selection is not None
+    assert model.selection is not None
+    assert _distance(tuned.selection, model.selection) > 0
+    # The same seed gives the same weights.
+    again = finetune(model, model, data(frozen, vault), SETTINGS, tmp_path / "again")
+    assert load_model(again).version == tuned.version
+
+
+def test_a_run_that_was_cut_off_goes_on(
+    lab: Lab, vault: Vault, tmp_path: Path, make_weights: MakeWeights
+) -> None:
+    model = load_model(make_weights(0))
+    frozen = snapshot(lab, vault, tmp_path, 6)
+    short = SETTINGS.model_copy(update={"steps": 2})
+    finetune(model, model, data(frozen, vault), short, tmp_path / "run")
+    longer = SETTINGS.model_copy(update={"steps": 5})
+    tuned = load_model(finetune(model, model, data(frozen, vault), longer, tmp_path / "run"))
+    assert tuned.description.training["steps_done"] == 5
+
+
+def test_time_is_limited(lab: Lab, vault: Vault, tmp_path: Path, make_weights: MakeWeights) -> None:
+    model = load_model(make_weights(0))
+    frozen = snapshot(lab, vault, tmp_path, 6)
+    hurried = SETTINGS.model_copy(update={"steps": 100_000, "minutes": 1e-9})
+    tuned = load_model(finetune(model, model, data(frozen, vault), hurried, tmp_path / "run"))
+    assert 0 < tuned.description.training["steps_done"] < 100_000
+
+
+def _distance(first: nn.Module, second: nn.Module) -> float:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
