@@ -65,5 +65,5 @@ clean-environments: ## Delete the environments; the next target makes them again
 .venv-ml/.installed: | .venv/bin/python
 	.venv/bin/python -m venv .venv-ml
 	.venv-ml/bin/python -m pip install --quiet --no-deps \
-	  label-studio-ml==1.0.9 label-studio-tools colorama redis rq
+	  label-studio-ml==1.0.9 label-studio-tools colorama 'redis==8.*' 'rq==3.*'
 	@touch $@

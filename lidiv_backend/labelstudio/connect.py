@@ -1,4 +1,4 @@
-"""The command `lidiv connect`: a project, its label config, the backend and its webhook.
+"""Connect a project of Label Studio's: label config, backend and webhook.
 
 Connecting by hand goes wrong in four places: Label Studio refuses private addresses, and says so
 only after it has half connected the backend; the webhook that it makes by itself carries no
@@ -10,14 +10,11 @@ its own.
 
 from __future__ import annotations
 
-import argparse
 import html
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -72,7 +69,7 @@ class Wish:
     basic_auth
         User and password that the backend asks for, or None.
     webhook_secret
-        What the webhook carries; empty for none.
+        What the webhook carries; empty to leave alone what it carries.
     """
 
     backend_url: str
@@ -291,12 +288,13 @@ def _ensure_webhook(
 ) -> int:
     wanted: dict[str, Any] = {
         "url": f"{backend_url}/webhook",
-        "headers": {SECRET_HEADER: wish.webhook_secret} if wish.webhook_secret else {},
         "send_payload": True,
         "send_for_all_actions": False,
         "is_active": True,
         "actions": sorted(ACTIONS),
     }
+    if wish.webhook_secret:
+        wanted["headers"] = {SECRET_HEADER: wish.webhook_secret}
     found = _webhooks(client, project_id, backend_url)
     if not found:
         made = client.webhooks.create(project=project_id, **wanted)
@@ -310,7 +308,7 @@ def _ensure_webhook(
     present["actions"] = sorted(present["actions"] or ())
     if present != wanted:
         client.webhooks.update(id=kept.id, **wanted)
-        changes.append(f"Webhook {kept.id} has our secret now, and reports our actions only.")
+        changes.append(f"Webhook {kept.id} was updated: its secret, or what it reports.")
     return int(kept.id)
 
 
@@ -401,6 +399,13 @@ def _explanation(error: ApiError, *, url: str, backend_url: str) -> ConnectError
             "SSRF_PROTECTION_ENABLED=false in its environment; one alone is not enough. "
             "Nothing half connected was left behind.",
         )
+    if "Enter a valid URL" in detail:
+        return ConnectError(
+            f"Label Studio sends no webhooks to {backend_url}: {detail}",
+            remedy="It wants a name with a dot, localhost or an IP address, after http:// or "
+            "https://. Where a bare name such as http://lidiv:9090 is all there is, give the "
+            "backend a second one (in a compose file: a network alias like lidiv.internal).",
+        )
     if "authentication parameters" in detail:
         return ConnectError(
             f"The backend at {backend_url} asks for a user and a password: {detail}",
@@ -431,97 +436,3 @@ def _reachability(backend_url: str) -> str:
         "It does answer from this machine, so the address is not the one that Label Studio must "
         "use: in a container, localhost is the container itself."
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    environment = os.environ
-    parser.add_argument(
-        "--label-studio",
-        metavar="URL",
-        default=environment.get("LIDIV_LABEL_STUDIO_URL"),
-        help="address of Label Studio (default: LIDIV_LABEL_STUDIO_URL)",
-    )
-    token = parser.add_mutually_exclusive_group()
-    token.add_argument(
-        "--token",
-        default=environment.get("LIDIV_LABEL_STUDIO_TOKEN"),
-        help="legacy or personal access token; better in LIDIV_LABEL_STUDIO_TOKEN or a file, "
-        "since other users can read a command line",
-    )
-    token.add_argument("--token-file", type=Path, help="file that contains the token")
-    project = parser.add_mutually_exclusive_group()
-    project.add_argument("--project", type=int, metavar="ID", help="number of the project")
-    project.add_argument(
-        "--title",
-        default=TITLE,
-        help="title of the project, made if missing (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--backend",
-        metavar="URL",
-        required=True,
-        help="address of the backend as Label Studio reaches it",
-    )
-    parser.add_argument(
-        "--label",
-        action="append",
-        metavar="NAME",
-        help="label of the label config, where one is written; repeat it (default: Object)",
-    )
-    parser.add_argument(
-        "--replace-label-config",
-        action="store_true",
-        help="replace a label config that does not fit",
-    )
-    parser.add_argument(
-        "--basic-auth",
-        metavar="USER:PASSWORD",
-        help="what the backend asks for "
-        "(default: LIDIV_BASIC_AUTH_USER and LIDIV_BASIC_AUTH_PASSWORD)",
-    )
-    parser.add_argument(
-        "--webhook-secret",
-        default=environment.get("LIDIV_WEBHOOK_SECRET", ""),
-        help="what the webhook carries (default: LIDIV_WEBHOOK_SECRET)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Connect, and print what was done."""
-    token = args.token_file.read_text(encoding="utf-8") if args.token_file else args.token
-    if not args.label_studio or not token:
-        raise ConnectError(
-            "The address of Label Studio or the token is missing.",
-            remedy="Give --label-studio and --token-file, or set LIDIV_LABEL_STUDIO_URL and "
-            "LIDIV_LABEL_STUDIO_TOKEN.",
-        )
-    wish = Wish(
-        backend_url=args.backend,
-        project_id=args.project,
-        title=args.title,
-        label_config=recommended_label_config(args.label) if args.label else None,
-        replace_label_config=args.replace_label_config,
-        basic_auth=_basic_auth(args.basic_auth),
-        webhook_secret=args.webhook_secret,
-    )
-    url = args.label_studio.rstrip("/")
-    done = connect(open_client(url, token), wish, url=url)
-    for change in done.changes or ("Everything was in place.",):
-        print(change)
-    print(f'Project "{done.project_title}": {url}/projects/{done.project_id}/data')
-    print(f"Model version: {done.model_version}")
-    if not wish.webhook_secret:
-        print("Mind: the webhook carries no secret; whoever reaches the backend can forge one.")
-    return 0
-
-
-def _basic_auth(option: str | None) -> tuple[str, str] | None:
-    if option is not None:
-        user, colon, password = option.partition(":")
-        if not (user and colon and password):
-            raise ConnectError("--basic-auth is not USER:PASSWORD.")
-        return user, password
-    user = os.environ.get("LIDIV_BASIC_AUTH_USER", "")
-    password = os.environ.get("LIDIV_BASIC_AUTH_PASSWORD", "")
-    return (user, password) if user and password else None

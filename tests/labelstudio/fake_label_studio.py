@@ -113,6 +113,8 @@ class FakeLabelStudio(httpx.BaseTransport):
         return httpx.Response(201, json=self.projects[number])
 
     def _create_webhooks(self, body: dict[str, Any]) -> httpx.Response:
+        if "." not in body["url"] and "localhost" not in body["url"]:
+            return _refuse(400, "Validation error", url=["Enter a valid URL."])
         if self.blocks_webhooks:
             return _refuse(403, RESERVED)
         number = self.add_webhook(body["project"], body["url"])

@@ -7,8 +7,6 @@ import httpx
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
-from lidiv_backend.cli import main
-from lidiv_backend.labelstudio import connect as module
 from lidiv_backend.labelstudio.connect import (
     SECRET_HEADER,
     ConnectError,
@@ -68,6 +66,22 @@ def test_automatic_webhook_is_replaced_and_backend_made_interactive() -> None:
     join(fake)
     assert only(fake.webhooks)["headers"] == {SECRET_HEADER: "s3cret"}
     assert only(fake.backends)["is_interactive"] is True
+
+
+def test_without_a_secret_the_one_that_is_there_stays() -> None:
+    fake = FakeLabelStudio()
+    join(fake)
+    assert join(fake, webhook_secret="").changes == ()
+    assert only(fake.webhooks)["headers"] == {SECRET_HEADER: "s3cret"}
+
+
+@pytest.mark.parametrize("address", ["http://lidiv:9090", "lidiv:9090"])
+def test_address_that_gets_no_webhooks(address: str) -> None:
+    # Label Studio would connect such a backend, and not say that it is deaf.
+    fake = FakeLabelStudio()
+    with pytest.raises(ConnectError, match="a name with a dot"):
+        join(fake, backend_url=address)
+    assert fake.backends == {}
 
 
 def test_doubles_are_removed() -> None:
@@ -242,31 +256,3 @@ def test_label_config_problem(inside: str, word: str) -> None:
     problem = label_config_problem(f"<View>{inside}</View>")
     assert bool(problem) == bool(word)
     assert word in problem
-
-
-def test_command_prints_what_it_did(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake = FakeLabelStudio()
-    monkeypatch.setattr(
-        module, "open_client", lambda url, token: open_client(url, token, transport=fake)
-    )
-    monkeypatch.setenv("LIDIV_LABEL_STUDIO_TOKEN", TOKEN)
-    monkeypatch.setenv("LIDIV_WEBHOOK_SECRET", "s3cret")
-    words = ["connect", "--label-studio", URL, "--backend", BACKEND]
-    assert main([*words, "--label", "Nucleus", "--label", "Cell"]) == 0
-    printed = capsys.readouterr().out
-    assert f"{URL}/projects/1/data" in printed
-    assert "s3cret" not in printed
-    assert "Nucleus" in only(fake.projects)["label_config"]
-    assert main([*words, "--basic-auth", "nonsense"]) == 1
-    assert "USER:PASSWORD" in capsys.readouterr().err
-
-
-def test_command_needs_address_and_token(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("LIDIV_LABEL_STUDIO_URL", raising=False)
-    monkeypatch.delenv("LIDIV_LABEL_STUDIO_TOKEN", raising=False)
-    assert main(["connect", "--backend", BACKEND]) == 1
-    assert "--token-file" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lidiv_backend.cli import main
+from lidiv_backend.labelstudio import connect_command
+from lidiv_backend.labelstudio.connect import SECRET_HEADER, open_client
+from tests.labelstudio.fake_label_studio import TOKEN, URL, FakeLabelStudio
+
+BACKEND = "http://backend.test:9090"
+
+
+def test_command_prints_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeLabelStudio()
+    monkeypatch.setattr(
+        connect_command, "open_client", lambda url, token: open_client(url, token, transport=fake)
+    )
+    monkeypatch.setenv("LIDIV_LABEL_STUDIO_TOKEN", TOKEN)
+    (tmp_path / "secret").write_text("s3cret\n")
+    monkeypatch.setenv("LIDIV_WEBHOOK_SECRET_FILE", str(tmp_path / "secret"))
+    words = ["connect", "--label-studio", URL, "--backend", BACKEND]
+    assert main([*words, "--label", "Nucleus", "--label", "Cell"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{URL}/projects/1/data" in printed
+    assert "s3cret" not in printed
+    assert [each["headers"] for each in fake.webhooks.values()] == [{SECRET_HEADER: "s3cret"}]
+    assert "Nucleus" in fake.projects[1]["label_config"]
+    assert main([*words, "--basic-auth", "nonsense"]) == 1
+    assert "USER:PASSWORD" in capsys.readouterr().err
+    assert main([*words, "--token-file", str(tmp_path / "none")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_command_needs_address_and_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LIDIV_LABEL_STUDIO_URL", raising=False)
+    monkeypatch.delenv("LIDIV_LABEL_STUDIO_TOKEN", raising=False)
+    assert main(["connect", "--backend", BACKEND]) == 1
+    assert "--token-file" in capsys.readouterr().err
