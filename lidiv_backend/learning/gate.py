@@ -1,0 +1,334 @@
+"""The gate: a candidate goes live only if annotators need fewer clicks with it.
+
+Candidate and model in use are measured side by side by simulated annotators, on the images that are
+held out and on a base set, each image weighing the same. Better there means that the whole
+interval of the paired difference is below 0; not worse here means that neither the mean is more
+than a tolerance above 0 nor the whole interval above it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lidiv_backend.clicks import Click
+from lidiv_backend.demo.photos import write_photos
+from lidiv_backend.errors import DataError, LidivError
+from lidiv_backend.evaluation.measures import Interval, bootstrap_mean, number_of_clicks
+from lidiv_backend.evaluation.protocols import (
+    ClickProtocol,
+    Method,
+    ProtocolSettings,
+    intersection_over_union,
+)
+from lidiv_backend.evaluation.results import Result
+from lidiv_backend.evaluation.runner import choose_images, measure
+from lidiv_backend.images import read_rgb
+from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
+
+#: IoU at which clicks are counted.
+TARGET = 0.85
+#: With fewer images held out, nothing is promoted by itself.
+LEAST_IMAGES = 5
+#: So many clicks more on the base set are not yet worse.
+TOLERANCE = 0.1
+_SETTINGS = ProtocolSettings(protocol=ClickProtocol.CENTRE, stop_at=TARGET, actions=False)
+# Masks of the model itself: where it is clicked, in parts of height and width.
+_GRID = (0.25, 0.5, 0.75)
+# Smaller ones are noise, larger ones the background.
+_SHARES = (0.005, 0.6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Clicks of two models on one data set.
+
+    Parameters
+    ----------
+    data_set
+        Its name.
+    images, objects
+        How many were measured.
+    candidate, in_use
+        Mean number of clicks to `TARGET`.
+    difference
+        Candidate minus model in use; below 0 where the candidate needs fewer.
+    """
+
+    data_set: str
+    images: int
+    objects: int
+    candidate: float
+    in_use: float
+    difference: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the gate says.
+
+    Parameters
+    ----------
+    passed
+        Whether the candidate may go live.
+    text
+        Why, for people.
+    held_out, base
+        The numbers; None where nothing was measured.
+    """
+
+    passed: bool
+    text: str
+    held_out: Comparison | None
+    base: Comparison | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the database."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Verdict:
+        """Read what `to_json` wrote."""
+        parts = {
+            name: None
+            if values[name] is None
+            else Comparison(
+                **{**values[name], "difference": Interval(**values[name]["difference"])}
+            )
+            for name in ("held_out", "base")
+        }
+        return cls(passed=values["passed"], text=values["text"], **parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSet:
+    """What must not get worse.
+
+    Parameters
+    ----------
+    images
+        The data set; None if there is none.
+    about
+        What it is, for the verdict.
+    """
+
+    images: ImageSet | None
+    about: str
+
+
+def judge(
+    candidate: Method,
+    in_use: Method,
+    *,
+    held_out: ImageSet,
+    base: BaseSet,
+    images: int,
+    objects: int,
+) -> Verdict:
+    """Compare a candidate with the model in use.
+
+    Parameters
+    ----------
+    candidate, in_use
+        The models.
+    held_out
+        Images of the lab that the candidate was not trained on.
+    base
+        What it must not have forgotten.
+    images, objects
+        Of each set, at most so many images are measured, and of each image so many objects.
+
+    Returns
+    -------
+    Verdict
+    """
+    compared = partial(compare, candidate, in_use, images=images, objects=objects)
+    here = compared(held_out) if len(held_out) else None
+    there = compared(base.images) if base.images is not None and len(base.images) else None
+    told = [_tell(here, f"On the {_count(here)} held out") if here else "No image is held out."]
+    told.append(_tell(there, f"On {base.about}") if there else f"{base.about}.")
+    if here is None or here.images < LEAST_IMAGES:
+        reason = (
+            f"Kept, not promoted: only {0 if here is None else here.images} images are held out, "
+            f"and at least {LEAST_IMAGES} are needed to tell."
+        )
+    elif not here.difference.high < 0:
+        reason = "Kept, not promoted: it does not need fewer clicks than the model in use."
+    elif there is not None and is_worse(there):
+        reason = "Kept, not promoted: it forgot something that the model in use knows."
+    else:
+        reason = "Promoted: it needs fewer clicks than the model in use."
+        return Verdict(passed=True, text=" ".join([reason, *told]), held_out=here, base=there)
+    return Verdict(passed=False, text=" ".join([reason, *told]), held_out=here, base=there)
+
+
+def is_worse(comparison: Comparison) -> bool:
+    """Whether a candidate lost something."""
+    return comparison.difference.mean > TOLERANCE or comparison.difference.low > 0
+
+
+def compare(
+    candidate: Method, in_use: Method, data_set: ImageSet, *, images: int, objects: int
+) -> Comparison | None:
+    """Count the clicks of two models.
+
+    Parameters
+    ----------
+    candidate, in_use
+        The models.
+    data_set
+        On what.
+    images, objects
+        At most so many images, and of each so many objects.
+
+    Returns
+    -------
+    Comparison or None
+        None if no object could be measured. An object that one of the models fails on with an
+        error counts as never reached.
+    """
+    limited = _Limited(data_set, objects)
+    indices = choose_images(len(data_set), images)
+    counts = [
+        _clicks(list(measure(method, limited, label="", settings=(_SETTINGS,), indices=indices)))
+        for method in (candidate, in_use)
+    ]
+    everything = sorted({*counts[0], *counts[1]})
+    if not everything:
+        return None
+    worst = float(_SETTINGS.max_clicks)
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for image, item in everything:
+        both = counts[0].get((image, item), worst), counts[1].get((image, item), worst)
+        pairs.setdefault(image, []).append(both)
+    # Objects of one image are alike; each image is one observation.
+    means = np.array([np.mean(values, axis=0) for values in pairs.values()])
+    return Comparison(
+        data_set=data_set.name,
+        images=len(means),
+        objects=len(everything),
+        candidate=float(means[:, 0].mean()),
+        in_use=float(means[:, 1].mean()),
+        difference=bootstrap_mean(means[:, 0] - means[:, 1]),
+    )
+
+
+def _clicks(entries: Sequence[object]) -> dict[tuple[str, str], float]:
+    return {
+        (entry.key.image, entry.key.object): float(number_of_clicks(entry.trace, TARGET))
+        for entry in entries
+        if isinstance(entry, Result)
+    }
+
+
+class _Limited:
+    """A data set with so many objects of each image, always the same ones."""
+
+    def __init__(self, base: ImageSet, objects: int) -> None:
+        self.name = base.name
+        self._base = base
+        self._objects = objects
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        image = self._base[index]
+        order = sorted(
+            image.objects, key=lambda item: hashlib.sha256(item.name.encode()).hexdigest()
+        )
+        return replace(image, objects=tuple(order[: self._objects]))
+
+
+class OwnMasks:
+    """Photographs with what a model makes of them; an `ImageSet`.
+
+    Where a lab has no base set, a candidate can at least be asked whether it still sees what the
+    preset sees.
+
+    Parameters
+    ----------
+    method
+        The preset.
+    photos
+        Files of photographs.
+    """
+
+    def __init__(self, method: Method, photos: Sequence[Path]) -> None:
+        self.name = "photographs"
+        self._method = method
+        self._photos = tuple(photos)
+        self._known: dict[int, AnnotatedImage] = {}
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        if index not in self._known:
+            self._known[index] = self._made(self._photos[index])
+        return self._known[index]
+
+    def _made(self, path: Path) -> AnnotatedImage:
+        rgb = read_rgb(path)
+        height, width = rgb.shape[:2]
+        embedding = self._method.embed(rgb)
+        found: list[NDArray[np.bool_]] = []
+        for y in _GRID:
+            for x in _GRID:
+                click = Click(x=x * (width - 1), y=y * (height - 1), positive=True)
+                mask = self._method.predict(embedding, [click])[0].mask
+                share = np.count_nonzero(mask) / mask.size
+                known = any(intersection_over_union(mask, other) > 0.5 for other in found)
+                if _SHARES[0] <= share <= _SHARES[1] and not known:
+                    found.append(mask)
+        if not found:
+            raise DataError(f"The model finds nothing in {path.name}.")
+        objects = tuple(
+            ObjectMask(name=f"{path.stem} {number}", mask=mask)
+            for number, mask in enumerate(found, start=1)
+        )
+        return AnnotatedImage(name=path.stem, rgb=rgb, objects=objects)
+
+
+def photographs(preset: Method, folder: Path) -> BaseSet:
+    """Make a base set of photographs from installed packages and the preset's own masks.
+
+    Parameters
+    ----------
+    preset
+        The model that LiDiv came with.
+    folder
+        Where the photographs are put.
+    """
+    try:
+        photos = write_photos(folder)
+    except LidivError as error:
+        return BaseSet(
+            images=None,
+            about="Whether it forgot anything was not measured: LIDIV_BASE_DATA is not set, and "
+            f"there are no photographs ({error.message.rstrip('.')})",
+        )
+    return BaseSet(
+        images=OwnMasks(preset, photos),
+        about="photographs with the preset's own masks (LIDIV_BASE_DATA is not set)",
+    )
+
+
+def _count(comparison: Comparison) -> str:
+    return f"{comparison.images} images ({comparison.objects} objects)"
+
+
+def _tell(comparison: Comparison, where: str) -> str:
+    difference = comparison.difference
+    return (
+        f"{where} it needs {comparison.candidate:.2f} clicks to {100 * TARGET:.0f} % IoU, the model in use "
+        f"{comparison.in_use:.2f} (difference {difference.mean:+.2f}, 95 % interval "
+        f"{difference.low:+.2f} to {difference.high:+.2f})."
+    )

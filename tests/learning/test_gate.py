@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lidiv_backend.clicks import Click
+from lidiv_backend.evaluation.measures import Interval
+from lidiv_backend.learning import gate
+from lidiv_backend.learning.gate import (
+    BaseSet,
+    Comparison,
+    OwnMasks,
+    Verdict,
+    compare,
+    is_worse,
+    judge,
+    photographs,
+)
+from lidiv_backend.predictor import Proposal
+from lidiv_backend.records import AnnotatedImage
+from tests.fake_engine import FakeEngine
+from tests.tiny import PaintedSet
+
+
+class Painter:
+    """Knows a painted object after so many clicks; before, it shows nothing."""
+
+    def __init__(self, clicks: int) -> None:
+        self.clicks = clicks
+        self.version = f"painter-{clicks}"
+
+    def embed(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return rgb
+
+    def predict(
+        self,
+        image: NDArray[np.uint8],
+        clicks: Sequence[Click],
+        previous: NDArray[np.bool_] | None = None,
+    ) -> list[Proposal]:
+        first = clicks[0]
+        colour = image[round(first.y), round(first.x)]
+        mask = (image == colour).all(-1)
+        # Shrunk from the bottom, so that more clicks are possible.
+        missing = max(0, self.clicks - len(clicks))
+        if missing:
+            mask &= np.arange(mask.shape[0])[:, None] < round(first.y) + 1
+        return [Proposal(mask=mask, score=1.0, head=0)]
+
+
+class Fails(Painter):
+    def predict(self, *_: object, **__: object) -> list[Proposal]:
+        raise ZeroDivisionError
+
+
+class Half(PaintedSet):
+    """Every second image cannot be used."""
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        if index % 2:
+            raise gate.DataError("gone")
+        return super().__getitem__(index)
+
+
+NO_BASE = BaseSet(images=None, about="Not measured")
+
+
+def test_clicks_are_counted_side_by_side() -> None:
+    found = compare(Painter(1), Painter(4), PaintedSet(), images=8, objects=2)
+    assert found == Comparison(
+        data_set="painted",
+        images=8,
+        objects=16,
+        candidate=1.0,
+        in_use=4.0,
+        difference=Interval(mean=-3.0, low=-3.0, high=-3.0),
+    )
+
+
+def test_sets_are_limited_evenly_and_alike() -> None:
+    found = compare(Painter(1), Painter(2), PaintedSet(length=100), images=5, objects=1)
+    assert found is not None
+    assert (found.images, found.objects) == (5, 5)
+
+
+def test_what_cannot_be_measured_is_left_out() -> None:
+    found = compare(Painter(1), Painter(2), Half(), images=8, objects=2)
+    assert found is not None
+    assert found.images == 4
+    empty = PaintedSet(length=0)
+    assert compare(Painter(1), Painter(2), empty, images=8, objects=2) is None
+
+
+def test_a_model_that_fails_does_not_win_by_failing() -> None:
+    found = compare(Fails(1), Painter(2), PaintedSet(), images=8, objects=2)
+    assert found is not None
+    assert (found.candidate, found.in_use) == (20.0, 2.0)
+
+
+def verdict(
+    candidate: Painter, in_use: Painter, *, images: int = 8, base: BaseSet = NO_BASE
+) -> Verdict:
+    held_out = PaintedSet(length=images)
+    return judge(candidate, in_use, held_out=held_out, base=base, images=24, objects=2)
+
+
+def test_better_there_and_not_worse_here_is_promoted() -> None:
+    base = BaseSet(images=PaintedSet(length=6, name="base"), about="the base set")
+    found = verdict(Painter(1), Painter(3), base=base)
+    assert found.passed
+    assert found.text.startswith("Promoted: it needs fewer clicks")
+    assert "8 images (16 objects) held out it needs 1.00 clicks to 85 % IoU" in found.text
+    assert "difference -2.00, 95 % interval -2.00 to -2.00" in found.text
+    assert "On the base set it needs 1.00 clicks" in found.text
+
+
+@pytest.mark.parametrize("clicks", [3, 5])
+def test_what_is_not_better_is_kept(clicks: int) -> None:
+    found = verdict(Painter(clicks), Painter(3))
+    assert not found.passed
+    assert "does not need fewer clicks" in found.text
+    assert "Not measured." in found.text
+
+
+def test_with_few_images_nothing_is_promoted() -> None:
+    assert "only 4 images are held out" in verdict(Painter(1), Painter(3), images=4).text
+    assert not verdict(Painter(1), Painter(3), images=4).passed
+    assert verdict(Painter(1), Painter(3), images=5).passed
+    assert "No image is held out" in verdict(Painter(1), Painter(3), images=0).text
+
+
+class Forgetful(Painter):
+    """Good at images of one height, bad at all others."""
+
+    def embed(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        self.clicks = 1 if rgb.shape[0] == 60 else 9
+        return rgb
+
+
+def test_who_forgets_is_kept() -> None:
+    base = BaseSet(images=PaintedSet(length=6, height=80, name="base"), about="the base set")
+    found = verdict(Forgetful(1), Painter(3), base=base)
+    assert not found.passed
+    assert "forgot something" in found.text
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "worse"),
+    [
+        (0.05, -0.2, 0.3, False),
+        (-1.0, -1.5, -0.5, False),
+        (0.15, -0.2, 0.5, True),
+        (0.05, 0.01, 0.09, True),
+        (0.1, -0.1, 0.3, False),
+    ],
+)
+def test_what_counts_as_worse(mean: float, low: float, high: float, worse: bool) -> None:
+    interval = Interval(mean=mean, low=low, high=high)
+    found = Comparison(
+        data_set="b", images=9, objects=9, candidate=2.0, in_use=2.0, difference=interval
+    )
+    assert is_worse(found) == worse
+
+
+def test_a_verdict_survives_the_database() -> None:
+    found = verdict(Painter(1), Painter(3))
+    assert Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_photographs_are_labelled_by_the_preset(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    base = photographs(FakeEngine(), tmp_path / "photos")
+    assert isinstance(base.images, OwnMasks)
+    assert "preset's own masks" in base.about
+    image = base.images[0]
+    assert image.objects
+    assert all(item.mask.shape == image.rgb.shape[:2] for item in image.objects)
+    shares = [item.mask.mean() for item in image.objects]
+    assert all(0.005 <= share <= 0.6 for share in shares)
+    # The preset itself finds its masks again by a few clicks.
+    found = compare(FakeEngine(), FakeEngine(), base.images, images=1, objects=1)
+    assert found is not None
+    assert found.difference.mean == 0.0
+
+
+def test_without_photographs_the_verdict_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_: Path) -> list[Path]:
+        raise gate.LidivError("scikit-image is not installed.")
+
+    monkeypatch.setattr(gate, "write_photos", missing)
+    base = photographs(FakeEngine(), tmp_path)
+    found = verdict(Painter(1), Painter(3), base=base)
+    assert found.passed
+    assert "was not measured" in found.text
+    assert "scikit-image is not installed)." in found.text
