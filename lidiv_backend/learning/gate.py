@@ -328,7 +328,7 @@ def _count(comparison: Comparison) -> str:
 def _tell(comparison: Comparison, where: str) -> str:
     difference = comparison.difference
     return (
-        f"{where} it needs {comparison.candidate:.2f} clicks to {100 * TARGET:.0f} % IoU, the model in use "
-        f"{comparison.in_use:.2f} (difference {difference.mean:+.2f}, 95 % interval "
+        f"{where} it needs {comparison.candidate:.2f} clicks to {100 * TARGET:.0f} % IoU, the "
+        f"model in use {comparison.in_use:.2f} (difference {difference.mean:+.2f}, 95 % interval "
         f"{difference.low:+.2f} to {difference.high:+.2f})."
     )
