@@ -107,7 +107,12 @@ def _level_specs(encoder: str | None) -> tuple[LevelSpec, ...]:
 
 
 class ContextAggregation(nn.Sequential):
-    """Layers 2 to 11 of Table 1, from (B, inputs, H, W) to (B, outputs, H, W)."""
+    """Layers 2 to 11 of Table 1, from (B, inputs, H, W) to (B, outputs, H, W).
+
+    Layers begin as the identity, after the works on context aggregation that the paper builds on
+    (Yu and Koltun, ICLR 2016; Chen et al., ICCV 2017): with torch's own choice what comes in has
+    faded before it reaches the last of them, and training hardly starts.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, width: int = 64) -> None:
         layers: list[nn.Module] = []
@@ -120,6 +125,11 @@ class ContextAggregation(nn.Sequential):
             channels = width
         layers.append(nn.Conv2d(width, outputs, 1))
         super().__init__(*layers)
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d) and layer.weight.shape == (width, width, 3, 3):
+                nn.init.dirac_(layer.weight)
+                assert layer.bias is not None  # noqa: S101
+                nn.init.zeros_(layer.bias)
 
 
 class UNet(nn.Module):

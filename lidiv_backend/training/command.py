@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lidiv_backend.errors import BadRequestError
+from lidiv_backend.errors import BadRequestError, DataError
+from lidiv_backend.records import ImageSet
 from lidiv_backend.training.config import PRESETS, training_preset
 
 _Config = TypeVar("_Config")
@@ -63,18 +64,21 @@ def run(args: argparse.Namespace) -> int:
         validate_every=args.validate_every,
         resume=args.resume,
         time_limit=None if args.minutes is None else args.minutes * 60,
+        preset=args.preset,
     )
-    trainer = Trainer(
-        config,
-        options,
-        open_image_set(spec, split="train"),
-        open_image_set(spec, split="val"),
-    )
+    images = open_image_set(spec, split="train")
+    validation: ImageSet | None = None
+    try:
+        validation = open_image_set(spec, split="val")
+    except DataError as error:
+        print(f"training without validation: {error.message}")
+    trainer = Trainer(config, options, images, validation)
     weights = trainer.run()
     if trainer.accelerator.is_main_process:
-        picture = draw_run(args.out)
-        print(f"weights: {weights}\npicture: {picture}")
-    return 0
+        done = f"stopped after step {trainer.progress.step}: --resume goes on"
+        print("finished" if trainer.finished else done)
+        print(f"weights: {weights}\npicture: {draw_run(args.out)}")
+    return 130 if trainer.interrupted and not trainer.finished else 0
 
 
 def default_data() -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
@@ -24,15 +22,16 @@ from tqdm import tqdm
 
 from lidiv_backend.clicks import Click, pack_clicks
 from lidiv_backend.devices import best_precision, place
-from lidiv_backend.errors import BadRequestError
-from lidiv_backend.model import ModelDescription, save_model
+from lidiv_backend.errors import BadRequestError, TrainingError
+from lidiv_backend.model import ModelDescription, build_networks, save_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.networks.proposal import build_proposal_network
-from lidiv_backend.networks.selection import build_selection_network
 from lidiv_backend.records import ImageSet
-from lidiv_backend.training.config import TrainingConfig
-from lidiv_backend.training.draws import Draw, Draws
+from lidiv_backend.training.batches import Batch
+from lidiv_backend.training.checkpoints import CheckpointFolder, CheckpointNote, RunLog
+from lidiv_backend.training.config import PRESETS, TrainingConfig
+from lidiv_backend.training.draws import Draw, Draws, count_masks
+from lidiv_backend.training.pictures import draw_examples
 from lidiv_backend.training.simulation import (
     centre_click,
     dos_clicks,
@@ -40,10 +39,11 @@ from lidiv_backend.training.simulation import (
     sample_first_click,
 )
 from lidiv_backend.training.step import Outcome, TrainingStep
+from lidiv_backend.training.stopping import StopRequest, ignore_interrupts
+from lidiv_backend.training.validation import Look, validate
 
-_CHECKPOINT = "checkpoint"
-#: Clicks after which the validation looks at the masks.
-_VALIDATION_CLICKS = (1, 2, 3, 5)
+#: Gradients are scaled down to this norm.
+_LARGEST_GRADIENT = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,8 @@ class RunOptions:
         Go on from the last checkpoint in `folder`.
     time_limit
         Seconds after which to write a checkpoint and stop; None for no limit.
+    preset
+        Preset that the settings were derived from, of which a shorter run is a part.
     """
 
     folder: Path
@@ -80,6 +82,7 @@ class RunOptions:
     validation_images: int = 48
     resume: bool = False
     time_limit: float | None = None
+    preset: str | None = None
 
 
 class _Progress:
@@ -110,6 +113,13 @@ class Trainer:
         Training images.
     validation
         Images to look at between; never trained on. None for no validation.
+
+    Raises
+    ------
+    BadRequestError
+        If the settings break a rule.
+    WeightsError
+        If there are no such networks, or the encoder was not fetched.
     """
 
     def __init__(
@@ -119,6 +129,7 @@ class Trainer:
         images: ImageSet,
         validation: ImageSet | None,
     ) -> None:
+        config.validate()
         self.config = config
         self.options = options
         self.images = images
@@ -132,19 +143,19 @@ class Trainer:
         self.device = self.accelerator.device
         self.encoder: Encoder | None = None
         if config.proposal.encoder is not None:
-            self.encoder = build_encoder(config.proposal.encoder).to(self.device)
-        self.proposal = build_proposal_network(config.proposal)
-        self.selection = (
-            None if config.selection is None else build_selection_network(config.selection)
-        )
-        if config.selection is not None and config.selection.heads != config.proposal.heads:
-            raise BadRequestError(
-                f"f has {config.proposal.heads} outputs, g is made for {config.selection.heads}.",
-                remedy="Set proposal.heads and selection.heads to the same number.",
-            )
+            self.encoder = build_encoder(config.proposal.encoder)
+            place(self.encoder, self.device)
+        self.proposal, self.selection = build_networks(config.proposal, config.selection)
         self.progress = _Progress()
         self.recent: deque[dict[str, float]] = deque(maxlen=200)
         self.wins = np.zeros(config.proposal.heads)
+        #: Whether the last `run` came to its end.
+        self.finished = False
+        #: Whether it was stopped by Ctrl+C.
+        self.interrupted = False
+        self._log = RunLog(options.folder)
+        self._saved = CheckpointFolder(options.folder)
+        self._masks = count_masks(images)
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -154,24 +165,73 @@ class Trainer:
         return ("joint",) if self.config.joint else ("f", "g")
 
     def run(self) -> Path:
-        """Train until the last step or the time limit.
+        """Train until the last step, the time limit or Ctrl+C.
 
         Returns
         -------
         Path
-            Folder of the weights; they are there after a time limit, too.
+            Folder of the weights; they are there after a time limit or Ctrl+C, too.
+
+        Raises
+        ------
+        BadRequestError
+            If there is nothing to resume, or something that would be overwritten.
+        TrainingError
+            If the loss is no number any more.
         """
         self.options.folder.mkdir(parents=True, exist_ok=True)
-        saved = self._saved_phase() if self.options.resume else None
-        for number, phase in enumerate(self.phases):
-            if saved is not None and number < saved:
-                continue
-            if not self._run_phase(number, phase, resume=saved == number):
-                break
+        saved: int | None = None
+        if self.options.resume:
+            saved = self._resume()
+        else:
+            self._begin()
+        self.finished = True
+        with StopRequest(self.accelerator, seconds=self.options.time_limit) as stop:
+            for number, phase in enumerate(self.phases):
+                if saved is not None and number < saved:
+                    continue
+                if not self._run_phase(number, phase, stop, resume=saved == number):
+                    self.finished = False
+                    break
+            self.interrupted = stop.interrupted
         return self.options.folder / "weights"
 
-    def _run_phase(self, number: int, phase: str, *, resume: bool) -> bool:
-        """Run one phase; False if the time limit came first."""
+    def _begin(self) -> None:
+        """Start from nothing."""
+        if self._saved.exists:
+            raise BadRequestError(
+                f"There is a run in {self.options.folder} already.",
+                remedy="Go on with it by --resume, or name another folder.",
+            )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._log.keep(lambda _: False)
+
+    def _resume(self) -> int:
+        """Phase to go on with."""
+        if self.accelerator.is_main_process:
+            self._saved.recover()
+        self.accelerator.wait_for_everyone()
+        note = self._saved.read(made_for=self._made_for())
+        if self.accelerator.is_main_process:
+            # What was logged behind the checkpoint will be done, and logged, again.
+            at = note.phase, note.step
+            self._log.keep(lambda row: (self.phases.index(row["phase"]), row["step"]) <= at)
+        return note.phase
+
+    def _made_for(self) -> dict[str, Any]:
+        """What has to be the same for the states of a checkpoint to fit."""
+        config = self.config
+        return {
+            "proposal": config.proposal.to_json(),
+            "selection": None if config.selection is None else config.selection.to_json(),
+            "joint": config.joint,
+            "averaging": config.averaging > 0,
+            "processes": self.accelerator.num_processes,
+        }
+
+    def _run_phase(self, number: int, phase: str, stop: StopRequest, *, resume: bool) -> bool:
+        """Run one phase; False if it was stopped before its end."""
         accelerator, config = self.accelerator, self.config
         step = TrainingStep(
             self.proposal,
@@ -196,11 +256,18 @@ class Trainer:
             accelerator.register_for_checkpointing(average)
         wrapped, optimizer = accelerator.prepare(step, optimizer)
         accelerator.register_for_checkpointing(schedule, self.progress)
+        self.recent.clear()
+        self.wins[:] = 0
         if resume:
-            accelerator.load_state(str(self.options.folder / _CHECKPOINT))
+            accelerator.load_state(str(self._saved.path))
+            # The rate and the decay are those of this run, which may be others.
+            schedule.base_lrs = [config.rate] * len(optimizer.param_groups)
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate * self._rate_factor(self.progress.step)
+                group["weight_decay"] = config.decay
         else:
             self.progress.phase, self.progress.step = number, 0
-        finished = self._loop(phase, step, wrapped, optimizer, schedule, average)
+        finished = self._loop(phase, step, wrapped, optimizer, schedule, average, stop)
         self._checkpoint(step, average)
         if average is not None:
             step.load_state_dict(average.module.state_dict())
@@ -216,9 +283,10 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LambdaLR,
         average: AveragedModel | None,
+        stop: StopRequest,
     ) -> bool:
         config, options, accelerator = self.config, self.options, self.accelerator
-        started = time.monotonic()
+        started = monotonic()
         before = self.progress.seconds
         bar = tqdm(
             total=config.steps,
@@ -230,26 +298,42 @@ class Trainer:
         with bar:
             for draws in self._batches():
                 outcome = self._one_step(step, wrapped, draws)
+                self._check("loss", outcome.loss)
                 accelerator.backward(outcome.loss)
-                accelerator.clip_grad_norm_(wrapped.parameters(), 5.0)
+                norm = accelerator.clip_grad_norm_(wrapped.parameters(), _LARGEST_GRADIENT)
+                if accelerator.scaler is None:
+                    # Half precision overflows now and then; its scaler skips such a step.
+                    self._check("gradient", norm)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
                 if average is not None:
                     average.update_parameters(step)
                 self.progress.step += 1
-                self.progress.seconds = before + time.monotonic() - started
+                self.progress.seconds = before + monotonic() - started
                 bar.update()
                 self._note(outcome, bar, phase)
-                judged = step if average is None else average.module
-                if self.progress.step % options.validate_every == 0:
-                    self._validate(judged, phase)
-                if self.progress.step % options.checkpoint_every == 0:
+                last = self.progress.step >= config.steps
+                if last or self.progress.step % options.validate_every == 0:
+                    self._validate(step if average is None else average.module, phase)
+                if not last and self.progress.step % options.checkpoint_every == 0:
                     self._checkpoint(step, average)
-                limit = options.time_limit
-                if limit is not None and time.monotonic() - started > limit:
-                    return self.progress.step >= config.steps
-        return True
+                if stop.is_due():
+                    break
+        return self.progress.step >= config.steps
+
+    def _check(self, what: str, value: Tensor | None) -> None:
+        """Stop before a value that is no number gets into the weights."""
+        if value is None or torch.isfinite(value).all():
+            return
+        saved = "There is no checkpoint yet"
+        if self._saved.exists:
+            saved = f"The last checkpoint in {self.options.folder} is good"
+        raise TrainingError(
+            f"In step {self.progress.step + 1} the {what} is no finite number any more. {saved}.",
+            remedy="Go on from it, or begin again, with a smaller rate: "
+            f"--set rate={self.config.rate / 3:.1g}.",
+        )
 
     def _rate_factor(self, step: int) -> float:
         config = self.config
@@ -277,6 +361,9 @@ class Trainer:
                 collate_fn=list,
                 multiprocessing_context="forkserver" if self.options.workers else None,
                 prefetch_factor=4 if self.options.workers else None,
+                worker_init_fn=ignore_interrupts,
+                # Its own, so that a resumed run draws the same orders of masks for g.
+                generator=torch.Generator(),
             )
         )
 
@@ -284,9 +371,9 @@ class Trainer:
         config = self.config
         number = self.progress.phase * config.steps + self.progress.step
         rng = np.random.default_rng([config.seed, 1, number, self.accelerator.process_index])
-        batch = _Batch(draws, self.device)
+        batch = Batch(draws, self.device)
         features = self._features(batch.rgb)
-        clicks = [self._first_clicks(batch, index, rng) for index in range(len(batch.truth))]
+        clicks = [self._first_clicks(batch, index, rng) for index in range(len(batch))]
         probabilities = np.array(config.iterations)
         further = int(rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
         previous: Tensor | None = None
@@ -294,7 +381,7 @@ class Trainer:
             prompt = self._prompt(clicks, previous)
             with self.accelerator.autocast():
                 previous = step.show(batch.rgb, features, batch.owner, prompt)
-            seen = _hard(previous, batch)
+            seen = batch.hard(previous)[:, 0]
             if rng.random() < 0.5:
                 # Callers of the predictor may hand in the mask as it was shown, without its doubts.
                 previous = (previous > 0.5).float()
@@ -316,7 +403,7 @@ class Trainer:
     def _forward(
         self,
         step: nn.Module,
-        batch: _Batch,
+        batch: Batch,
         features: Sequence[Tensor],
         clicks: list[list[Click]],
         previous: Tensor | None,
@@ -331,8 +418,11 @@ class Trainer:
     def _prompt(self, clicks: list[list[Click]], previous: Tensor | None) -> Prompt:
         return Prompt(clicks=pack_clicks(clicks).to(self.device), previous=previous)
 
-    def _first_clicks(self, batch: _Batch, index: int, rng: np.random.Generator) -> list[Click]:
+    def _first_clicks(self, batch: Batch, index: int, rng: np.random.Generator) -> list[Click]:
         wanted, ignored = batch.objects[index], batch.ignored[index]
+        recorded = batch.clicks[index]
+        if recorded and rng.random() < self.config.recorded:
+            return recorded[: int(rng.integers(1, len(recorded) + 1))]
         if rng.random() < self.config.dos:
             others = [
                 batch.objects[other]
@@ -371,18 +461,13 @@ class Trainer:
             f"loss {means['loss']:.3f} best {means['best']:.3f} "
             f"selected {means['selected']:.3f} heads {heads} %"
         )
-        self._log({"phase": phase, **means, "heads": [round(float(part), 4) for part in share]})
+        self._write({"phase": phase, **means, "heads": [round(float(part), 4) for part in share]})
 
-    def _log(self, values: dict[str, Any]) -> None:
-        record = {
-            "step": self.progress.step,
-            "seconds": round(self.progress.seconds, 1),
-            **values,
-        }
-        with (self.options.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    def _write(self, values: dict[str, Any]) -> None:
+        """Add a row to the log."""
+        at = {"step": self.progress.step, "seconds": round(self.progress.seconds, 1)}
+        self._log.append({**at, **values})
 
-    @torch.no_grad()
     def _validate(self, step: nn.Module, phase: str) -> None:
         """IoU of the best and of the selected mask after a few clicks on unseen images."""
         if self.validation is None or not self.accelerator.is_main_process:
@@ -392,52 +477,36 @@ class Trainer:
         draws = Draws(
             self.validation, one_each, length=self.options.validation_images, augment=False
         )
-        totals: dict[int, list[tuple[float, float]]] = {n: [] for n in _VALIDATION_CLICKS}
-        share = config.images * config.targets
-        loader = DataLoader(draws, batch_size=share, collate_fn=list)
-        for group in loader:
-            batch = _Batch(group, self.device)
-            features = self._features(batch.rgb)
-            clicks: list[list[Click]] = [[] for _ in batch.objects]
-            seen = np.zeros((len(batch.objects), *batch.objects[0].shape), dtype=bool)
-            previous: Tensor | None = None
-            for number in range(1, max(_VALIDATION_CLICKS) + 1):
-                for index, wanted in enumerate(batch.objects):
-                    click = centre_click(wanted, seen[index], clicks[index], batch.ignored[index])
-                    if click is not None:
-                        clicks[index].append(click)
-                outcome = self._forward(step, batch, features, clicks, previous)
-                chosen = outcome.selected
-                previous = outcome.masks[torch.arange(len(chosen)), chosen].unsqueeze(1)
-                seen = _hard(previous, batch)
-                if number in totals:
-                    found = outcome.iou.gather(1, chosen[:, None]).squeeze(1)
-                    totals[number] += zip(outcome.iou.amax(1).tolist(), found.tolist(), strict=True)
-        values = {
-            str(number): [round(float(value), 4) for value in np.mean(pairs, axis=0)]
-            for number, pairs in totals.items()
-        }
-        self._log({"phase": phase, "validation": values})
-        shown = ", ".join(f"{n}: {best:.3f}/{chosen:.3f}" for n, (best, chosen) in values.items())
-        tqdm.write(f"step {self.progress.step}: best/selected IoU after clicks {shown}")
+        assert isinstance(step, TrainingStep)  # noqa: S101
+        step.eval()
+        seen = validate(
+            draws,
+            partial(self._prepare, step),
+            score=None if step.selection is None else step.selection.score,
+            # Whole images differ in size.
+            batch_size=1 if config.crop is None else config.images * config.targets,
+            device=self.device,
+        )
+        step.train()
+        self._write({"phase": phase, "validation": seen.iou})
+        draw_examples(self.options.folder / "examples.png", seen.examples)
+        tqdm.write(f"step {self.progress.step}: best/selected IoU after clicks {seen}")
+
+    def _prepare(self, step: TrainingStep, batch: Batch) -> Look:
+        return partial(self._forward, step, batch, self._features(batch.rgb))
 
     def _checkpoint(self, step: TrainingStep, average: AveragedModel | None) -> None:
         """Write the state and the weights, aside and then renamed."""
-        self.accelerator.wait_for_everyone()
-        aside = self.options.folder / f"{_CHECKPOINT}.part"
-        if self.accelerator.is_main_process and aside.exists():
-            shutil.rmtree(aside)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(aside))
-        if not self.accelerator.is_main_process:
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            self._saved.clear_aside()
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(self._saved.aside))
+        # Every process writes its generators' states: all have to be there before the renaming.
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
             return
-        (aside / "phase.json").write_text(json.dumps(vars(self.progress)))
-        target, old = self.options.folder / _CHECKPOINT, self.options.folder / f"{_CHECKPOINT}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        aside.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        self._saved.commit(CheckpointNote(**vars(self.progress), made_for=self._made_for()))
         kept: nn.Module = step if average is None else average.module
         assert isinstance(kept, TrainingStep)  # noqa: S101
         selection = None if self.selection is None else (kept.selection or self.selection)
@@ -448,32 +517,32 @@ class Trainer:
             None if selection is None else selection.state_dict(),
         )
 
-    def _saved_phase(self) -> int:
-        path = self.options.folder / _CHECKPOINT / "phase.json"
-        old = self.options.folder / f"{_CHECKPOINT}.old"
-        if not path.exists() and old.exists():
-            # Stopped between the two renames.
-            old.rename(path.parent)
-        if not path.exists():
-            raise BadRequestError(
-                f"There is no checkpoint in {self.options.folder} to resume from.",
-                remedy="Leave --resume away, or name the folder of the run.",
-            )
-        return int(json.loads(path.read_text())["phase"])
-
     def _description(self) -> ModelDescription:
         config = self.config
         training = {
             **config.to_json(),
             "data": self.images.name,
             "data_images": len(self.images),
+            "data_masks": self._masks,
             "phase": self.phases[self.progress.phase],
             "steps_done": self.progress.step,
             "seconds": round(self.progress.seconds),
             "device": self.device.type,
             "processes": self.accelerator.num_processes,
             "precision": self.accelerator.mixed_precision,
+            "torch": torch.__version__,
+            "largest_gradient": _LARGEST_GRADIENT,
         }
+        if self.options.preset is not None:
+            whole = PRESETS[self.options.preset].steps
+            training |= {
+                "preset": self.options.preset,
+                "preset_steps": whole,
+                "scale": round(config.steps / whole, 4),
+            }
+        validations = [row["validation"] for row in self._log.rows() if "validation" in row]
+        if validations:
+            training["validation"] = validations[-1]
         return ModelDescription(
             name=config.name,
             proposal=config.proposal,
@@ -481,29 +550,6 @@ class Trainer:
             inference=config.inference,
             training=training,
         )
-
-
-class _Batch:
-    """Draws on the device, their B = I * T examples one after the other."""
-
-    def __init__(self, draws: list[Draw], device: torch.device) -> None:
-        self.rgb = torch.stack([draw["rgb"] for draw in draws]).to(device).float().div_(255)
-        self.rgb = self.rgb.contiguous(memory_format=torch.channels_last)
-        masks = torch.cat([draw["masks"] for draw in draws])
-        valid = torch.cat([draw["valid"] for draw in draws])
-        self.owner_of = [i for i, draw in enumerate(draws) for _ in range(len(draw["masks"]))]
-        self.owner = torch.tensor(self.owner_of, device=device)
-        self.objects = list((masks & valid).numpy())
-        self.ignored = list((~valid).numpy())
-        self.truth = masks.unsqueeze(1).to(device).float()
-        self.valid = valid.unsqueeze(1).to(device).float()
-
-
-def _hard(masks: Tensor, batch: _Batch) -> NDArray[np.bool_]:
-    """Masks (B, 1, h, w) in [0, 1] as bool (B, H, W) at the size of the batch."""
-    size = batch.truth.shape[-2:]
-    full = nn.functional.interpolate(masks, size, mode="bilinear", align_corners=False)
-    return (full[:, 0] > 0.5).cpu().numpy()
 
 
 def _precision(options: RunOptions) -> str:

@@ -312,3 +312,13 @@ def test_padding_of_the_batch_changes_nothing() -> None:
                 Prompt(clicks=pack_clicks([clicks])),
             ).logits
             torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_context_aggregation_begins_as_the_identity() -> None:
+    body = ContextAggregation(64, 64)
+    x = torch.rand(1, 64, 9, 11)  # positive, where the leaky ReLU is the identity, too
+    with torch.no_grad():
+        seen = x.clone()
+        for layer in list(body)[:-1]:
+            seen = layer(seen)
+    torch.testing.assert_close(seen, x)
