@@ -9,7 +9,7 @@ DEMO ?=
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser soak lint format weights env-ml clean-environments
+.PHONY: help demo test test-browser soak lint lint-docker audit format weights env-ml clean-environments
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' \
@@ -35,6 +35,14 @@ lint: .venv/.installed ## Check style and types
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
+lint-docker: .venv/.installed-audit ## Check the Dockerfile
+	.venv/bin/hadolint Dockerfile
+
+audit: .venv/.installed-audit ## Look for known vulnerabilities in what is installed, and for risky code
+	.venv/bin/ruff check --select S lidiv_backend deploy
+	.venv/bin/pip-audit --skip-editable --desc off --progress-spinner off \
+	  --requirement requirements.txt
+
 format: .venv/.installed ## Put the code into shape
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
@@ -58,6 +66,10 @@ clean-environments: ## Delete the environments; the next target makes them again
 
 .venv/.installed-browser: .venv/.installed
 	.venv/bin/python -m pip install --quiet --editable '.[dev,browser]'
+	@touch $@
+
+.venv/.installed-audit: requirements.txt pyproject.toml | .venv/.installed
+	.venv/bin/python -m pip install --quiet --editable '.[dev,audit]'
 	@touch $@
 
 # label-studio-ml 1.0.9 wants Flask 1.1.2, and does not name redis and rq: without its dependencies,

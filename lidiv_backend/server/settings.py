@@ -59,7 +59,8 @@ from lidiv_backend.images import MAX_PIXELS
 #: Threads that clicks never take: Label Studio calls a backend dead whose health takes a second.
 RESERVED_THREADS = 4
 _PREFIX = "LIDIV_"
-_SECRETS = ("label_studio_token", "webhook_secret", "basic_auth_password", "database_url")
+#: Settings that may be in files instead.
+SECRETS = ("label_studio_token", "webhook_secret", "basic_auth_password", "database_url")
 
 
 class SettingsError(LidivError):
@@ -77,7 +78,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         found = {}
-        for name in _SECRETS:
+        for name in SECRETS:
             variable = f"{_PREFIX}{name.upper()}"
             path = os.environ.get(f"{variable}_FILE")
             if not path:
