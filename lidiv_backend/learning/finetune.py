@@ -314,6 +314,8 @@ def finetune(
     ------
     DataError
         If there is nothing to learn.
+    KeyboardInterrupt
+        If the process was asked to end; a checkpoint is there.
     """
     config = tuning_config(model.description, settings)
     multiple = model.proposal.multiple
@@ -339,7 +341,10 @@ def finetune(
     anchor(trainer.proposal, _copy(origin.proposal), settings.anchor)
     if trainer.selection is not None and origin.selection is not None:
         anchor(trainer.selection, _copy(origin.selection), settings.anchor)
-    return trainer.run()
+    weights = trainer.run()
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return weights
 
 
 def begin_with(trainer: Trainer, model: Model) -> None:

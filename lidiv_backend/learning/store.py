@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, delete, event, select, text, update
+from sqlalchemy import Engine, create_engine, delete, event, func, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -401,6 +401,32 @@ class Store:
         with self.reading() as session:
             for row in session.scalars(accepted):
                 yield _annotation(row)
+
+    def count_accepted(self, project: str | None, *, since: datetime | None) -> int:
+        """Count annotations that were made and neither skipped nor deleted.
+
+        Parameters
+        ----------
+        project
+            Whose; None for all.
+        since
+            Only those made later; None for all.
+        """
+        wanted = select(func.count()).where(
+            AnnotationRow.deleted_at.is_(None), AnnotationRow.was_cancelled.is_(False)
+        )
+        if project is not None:
+            wanted = wanted.where(AnnotationRow.project == project)
+        if since is not None:
+            wanted = wanted.where(AnnotationRow.created_at > since)
+        with self.reading() as session:
+            return session.scalar(wanted) or 0
+
+    def annotated_projects(self) -> list[str]:
+        """Give the projects that have annotations, in order."""
+        with self.reading() as session:
+            found = select(AnnotationRow.project).distinct().order_by(AnnotationRow.project)
+            return list(session.scalars(found))
 
     def keep_annotations(
         self, project: str, annotations: Sequence[StoredAnnotation], *, deleted: Sequence[int]

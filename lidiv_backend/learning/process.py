@@ -1,0 +1,237 @@
+"""What a run does in a process of its own: ``python -m lidiv_backend.learning.process FOLDER``.
+
+It trains, measures and writes what came out; it touches neither the database nor the versions. It
+takes few threads and steps back behind serving; when memory runs out the kernel ends it before
+anything else; and it ends with the worker that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lidiv_backend.errors import LidivError
+from lidiv_backend.learning.files import StorageError, read_json, write_json
+from lidiv_backend.learning.settings import LearningSettings
+
+_JOB, _RESULT, _STAGE = "job.json", "result.json", "stage"
+#: Subfolder of the trainer's, with its log.
+TRAINING = "training"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run shall do.
+
+    Parameters
+    ----------
+    in_use
+        Folder of weights or preset to begin with and to compare with.
+    base
+        Folder of weights or preset to stay near.
+    vault, snapshots
+        Folders.
+    snapshot
+        Digest of what to learn from.
+    earlier
+        Digest of what was learnt from before; None if nothing was.
+    settings
+        How.
+    """
+
+    in_use: str
+    base: str
+    vault: str
+    snapshots: str
+    snapshot: str
+    earlier: str | None
+    settings: LearningSettings
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of a run."""
+        write_json(folder / _JOB, asdict(self) | {"settings": self.settings.model_dump()})
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """Read what `write` wrote.
+
+        Raises
+        ------
+        StorageError
+            If it is missing or damaged.
+        """
+        values = read_json(folder / _JOB)
+        return cls(**{**values, "settings": LearningSettings(**values["settings"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to.
+
+    Parameters
+    ----------
+    weights
+        Folder of the candidate's weights; None where it failed.
+    verdict
+        The gate's, as JSON; empty where it failed.
+    error
+        Why it failed; empty if it did not.
+    """
+
+    weights: str | None
+    verdict: Mapping[str, Any]
+    error: str = ""
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """Read what a run came to; None if it did not come to an end."""
+    if not (folder / _RESULT).exists():
+        return None
+    try:
+        return Outcome(**read_json(folder / _RESULT))
+    except (StorageError, TypeError):
+        return None
+
+
+def forget_outcome(folder: Path) -> None:
+    """Delete what an earlier attempt came to."""
+    (folder / _RESULT).unlink(missing_ok=True)
+
+
+def stage_of(folder: Path) -> str:
+    """What a run's process is at: ``training`` or ``gate``."""
+    return "gate" if (folder / _STAGE).exists() else "training"
+
+
+def work(folder: Path) -> Outcome:
+    """Train and measure; goes on where an earlier call stopped.
+
+    Parameters
+    ----------
+    folder
+        Of the run, with its job.
+
+    Returns
+    -------
+    Outcome
+        It is also written into the folder.
+    """
+    done = read_outcome(folder)
+    if done is not None and not done.error:
+        return done
+    try:
+        outcome = _work(folder, Job.read(folder))
+    except LidivError as error:
+        outcome = Outcome(weights=None, verdict={}, error=str(error))
+    write_json(folder / _RESULT, asdict(outcome))
+    return outcome
+
+
+def _work(folder: Path, job: Job) -> Outcome:
+    # Imported here: libraries of models read their threads from the environment.
+    import cv2
+    import torch
+
+    from lidiv_backend.learning import gate
+    from lidiv_backend.learning.finetune import TuningData, finetune
+    from lidiv_backend.learning.snapshot import SnapshotSet, read_snapshot
+    from lidiv_backend.learning.vault import Vault
+    from lidiv_backend.model import load_model
+    from lidiv_backend.predictor import Predictor
+    from lidiv_backend.training.data import open_image_set
+
+    settings = job.settings
+    torch.set_num_threads(settings.threads)
+    cv2.setNumThreads(settings.threads)
+    snapshots, vault = Path(job.snapshots), Vault(Path(job.vault))
+    snapshot = read_snapshot(snapshots, job.snapshot)
+    earlier: frozenset[str] = frozenset()
+    if job.earlier is not None:
+        before = read_snapshot(snapshots, job.earlier)
+        earlier = frozenset(mask.name for image in before.images for mask in image.masks)
+    spec = settings.base_data
+    data = TuningData(
+        snapshot=snapshot,
+        earlier=earlier,
+        vault=vault,
+        base=open_image_set(spec, split="train") if spec else None,
+    )
+    weights = finetune(
+        load_model(job.in_use), load_model(job.base), data, settings, folder / TRAINING
+    )
+    (folder / _STAGE).touch()
+    device = settings.device
+    if spec:
+        base = gate.BaseSet(images=open_image_set(spec, split="val"), about="the base set")
+    else:
+        preset = Predictor.from_pretrained(job.base, device=device)
+        base = gate.photographs(preset, folder / "photographs")
+    verdict = gate.judge(
+        Predictor.from_pretrained(weights, device=device),
+        Predictor.from_pretrained(job.in_use, device=device),
+        held_out=SnapshotSet(snapshot.part(held_out=True), vault, name="held out"),
+        base=base,
+        images=settings.gate_images,
+        objects=settings.gate_objects,
+    )
+    return Outcome(weights=str(weights), verdict=verdict.to_json())
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables that bound the threads of numeric libraries."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do the run in a folder."""
+    folder = Path(argv[0])
+    parent = os.getppid()
+    _end_with_parent()
+    settings = Job.read(folder).settings
+    os.nice(settings.nice)
+    _be_ended_first()
+    if settings.memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (settings.memory_bytes, settings.memory_bytes))
+    with (folder / "lock").open("w") as lock:
+        # Where the parent's death could not be asked for, an earlier one may still be at it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.getppid() != parent:
+            return 1
+        try:
+            outcome = work(folder)
+        except MemoryError:
+            outcome = Outcome(
+                weights=None, verdict={}, error="There was not enough memory for the training."
+            )
+            write_json(folder / _RESULT, asdict(outcome))
+        except KeyboardInterrupt:
+            return 130
+    return 1 if outcome.error else 0
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with the one that started it, where it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _be_ended_first() -> None:
+    """Let the kernel choose this process when memory runs out, where it can."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
