@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,7 +144,8 @@ def _plan(args: argparse.Namespace) -> Plan:
 def _words(args: argparse.Namespace, plan: Plan) -> str:
     """The command as it can be repeated, without anybody's own folders."""
     words = ["lidiv evaluate --methods", ",".join(spec.label for spec in plan.methods)]
-    words += ["--data-sets", args.data_sets, "--protocol", args.protocol]
+    sets = [re.sub(r"(?<=[:,])[^,?]*/", "", spec) for spec in plan.data_sets]
+    words += ["--data-sets", ",".join(sets), "--protocol", args.protocol]
     if any(s.protocol is ClickProtocol.SAMPLED for s in plan.settings):
         words += ["--seeds", str(args.seeds)]
     if args.limit is not None:

@@ -396,8 +396,9 @@ _here: _Worker | None = None
 def _start_process(worker: _Worker, threads: int) -> None:
     global _here
     _here = worker
-    # Ctrl+C reaches all processes; the parent decides, and these finish their image.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl+C reaches all processes. These end at once and silently: only the parent writes, so
+    # nothing is lost but the images in hand.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
 

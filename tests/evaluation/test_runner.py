@@ -1,6 +1,7 @@
 """The whole of `lidiv evaluate` on tiny data sets, with a method that this module defines."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -50,6 +51,26 @@ class Broken(Threshold):
         if image.shape != (96, 128):
             raise ZeroDivisionError("no luck")
         return super().predict(image, clicks, previous)
+
+
+class Interrupted(Threshold):
+    """Ctrl+C at the fourth image."""
+
+    version = Threshold.version
+
+    def embed(self, rgb: np.ndarray) -> np.ndarray:
+        if type(self).embedded == 4:
+            raise KeyboardInterrupt
+        return super().embed(rgb)
+
+
+class Deadly(Threshold):
+    """Ends its process as lack of memory does, but only on images of the set."""
+
+    def embed(self, rgb: np.ndarray) -> np.ndarray:
+        if rgb.shape[0] == 24:
+            os._exit(9)
+        return super().embed(rgb)
 
 
 @pytest.fixture
@@ -183,6 +204,26 @@ def test_a_defect_of_a_method_is_counted_and_fails_the_command(
     # Repaired, the records are measured and the problems forgotten.
     words[2] = f"ok={SOURCE},bad={SOURCE}"
     assert main([*words, "--resume"]) == 0
+
+
+def test_ctrl_c_keeps_what_was_finished(folder: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "--methods", f"a={__name__}:Interrupted", "--data-sets"]
+    words += [f"folder:{folder}", "--out", str(tmp_path / "out")]
+    Interrupted.embedded = 0
+    assert main(words) == 130
+    # The warm-up embeds, too.
+    assert len(read_results(tmp_path / "out").results) == 3
+    words[2] = f"a={SOURCE}"
+    assert main([*words, "--resume"]) == 0
+    assert len(read_results(tmp_path / "out").latest()) == 6
+
+
+def test_a_process_that_is_killed_is_an_error_with_a_remedy(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--methods", f"a={__name__}:Deadly", "--data-sets", f"folder:{folder}"]
+    assert main([*words, "--jobs", "2", "--out", str(tmp_path / "out")]) == 1
+    assert "--resume and fewer --jobs" in capsys.readouterr().err
 
 
 def test_typing_errors_are_answered_before_any_work(
