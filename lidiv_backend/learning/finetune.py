@@ -336,7 +336,7 @@ def finetune(
         time_limit=max(1.0, settings.minutes * 60 - spent),
     )
     trainer = Trainer(config, options, images, None)
-    begin_with(trainer, model)
+    trainer.begin_with(model)
     origin = base if base.description.proposal == model.description.proposal else model
     anchor(trainer.proposal, _copy(origin.proposal), settings.anchor)
     if trainer.selection is not None and origin.selection is not None:
@@ -345,13 +345,6 @@ def finetune(
     if trainer.interrupted:
         raise KeyboardInterrupt
     return weights
-
-
-def begin_with(trainer: Trainer, model: Model) -> None:
-    """Put a model's weights into a trainer's networks."""
-    trainer.proposal.load_state_dict(model.proposal.state_dict())
-    if trainer.selection is not None and model.selection is not None:
-        trainer.selection.load_state_dict(model.selection.state_dict())
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lidiv_backend.errors import BadRequestError, DataError
+from lidiv_backend.model import load_model
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.config import PRESETS, training_preset
 
@@ -26,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--begin-with",
+        metavar="WEIGHTS",
+        help="a preset or a folder of weights to begin with, such as weights/default",
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the preset's")
     parser.add_argument(
         "--set",
@@ -35,11 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other setting, such as crop=256, proposal.heads=1, loss.task='\"l1\"', "
         "selection=null; values are JSON",
     )
-    parser.add_argument("--precision", default="auto", choices=["auto", "no", "bf16", "fp16"])
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "no", "bf16", "fp16"],
+        help="what the device does best if not given",
+    )
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--workers", type=int, default=1, help="processes that read images")
-    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
-    parser.add_argument("--validate-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=500, metavar="STEPS", help="save the state so often"
+    )
+    parser.add_argument(
+        "--validate-every", type=int, default=500, metavar="STEPS", help="look at unseen images"
+    )
+    parser.add_argument(
+        "--validation-images", type=int, default=48, metavar="N", help="at so many of them"
+    )
     parser.add_argument("--minutes", type=float, help="stop after so many minutes, resumably")
 
 
@@ -62,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         checkpoint_every=args.checkpoint_every,
         validate_every=args.validate_every,
+        validation_images=args.validation_images,
         resume=args.resume,
         time_limit=None if args.minutes is None else args.minutes * 60,
         preset=args.preset,
@@ -73,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     except DataError as error:
         print(f"training without validation: {error.message}")
     trainer = Trainer(config, options, images, validation)
+    if args.begin_with is not None:
+        trainer.begin_with(load_model(args.begin_with))
     weights = trainer.run()
     if trainer.accelerator.is_main_process:
         done = f"stopped after step {trainer.progress.step}: --resume goes on"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from lidiv_backend.clicks import Click, pack_clicks
 from lidiv_backend.devices import best_precision, place
 from lidiv_backend.errors import BadRequestError, TrainingError
-from lidiv_backend.model import ModelDescription, build_networks, save_model
+from lidiv_backend.model import Model, ModelDescription, build_networks, save_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.records import ImageSet
@@ -156,6 +156,30 @@ class Trainer:
         self._log = RunLog(options.folder)
         self._saved = CheckpointFolder(options.folder)
         self._masks = count_masks(images)
+        self._ancestor: dict[str, Any] | None = None
+
+    def begin_with(self, model: Model) -> None:
+        """Begin with trained weights instead of random ones; to be called before `run`.
+
+        Raises
+        ------
+        BadRequestError
+            If the weights are of other networks.
+        """
+        theirs = model.description
+        if (theirs.proposal, theirs.selection) != (self.config.proposal, self.config.selection):
+            raise BadRequestError(
+                f"The weights {model.version} are of other networks than those to be trained.",
+                remedy="Begin with weights of the same preset and settings.",
+            )
+        self.proposal.load_state_dict(model.proposal.state_dict())
+        if self.selection is not None and model.selection is not None:
+            self.selection.load_state_dict(model.selection.state_dict())
+        # Of the weights before those, only their version is told in turn.
+        before = {**theirs.training}
+        if "began_with" in before:
+            before["began_with"] = before["began_with"]["version"]
+        self._ancestor = {"version": model.version, "training": before}
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -540,6 +564,8 @@ class Trainer:
                 "preset_steps": whole,
                 "scale": round(config.steps / whole, 4),
             }
+        if self._ancestor is not None:
+            training["began_with"] = self._ancestor
         validations = [row["validation"] for row in self._log.rows() if "validation" in row]
         if validations:
             training["validation"] = validations[-1]
