@@ -115,8 +115,24 @@ def _training(description: ModelDescription) -> list[str]:
             "its steps."
         )
     if training["device"] == "cpu":
-        lines += ["", "Only a CPU did the training; it can be resumed with `lidiv train --resume`."]
-    sets = training.get("sets", {})
+        lines += ["", "Only a CPU did the training; `lidiv train --begin-with` goes on from here."]
+    ancestor = training.get("began_with")
+    if ancestor:
+        before = ancestor["training"]
+        lines += [
+            "",
+            f"It began with the weights `{ancestor['version']}`, which had been trained for "
+            f"{before['steps_done']:,} steps of {before['images']} images with "
+            f"{before['targets']} objects each ({before['seconds'] / 3600:.1f} hours).",
+        ]
+    if "validation" in training:
+        lines += ["", "On images held back from it, in training's own crops:", ""]
+        lines += ["| clicks | IoU of the best mask | IoU of the selected mask |", "|---|---|---|"]
+        lines += [
+            f"| {clicks} | {best:.3f} | {chosen:.3f} |"
+            for clicks, (best, chosen) in training["validation"].items()
+        ]
+    sets = training.get("data_masks", {})
     if sets:
         lines += ["", "| set | masks | what it is, and its terms |", "|---|---|---|"]
         lines += [
@@ -124,7 +140,9 @@ def _training(description: ModelDescription) -> list[str]:
             for name, count in sorted(sets.items())
         ]
     settings = json.dumps(
-        {key: value for key, value in training.items() if key != "sets"}, indent=1, sort_keys=True
+        {key: value for key, value in training.items() if key != "data_masks"},
+        indent=1,
+        sort_keys=True,
     )
     fold = ["<details><summary>All settings</summary>", "", "```json", settings, "```", ""]
     return [*lines, "", *fold, "</details>", ""]
