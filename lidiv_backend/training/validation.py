@@ -76,7 +76,9 @@ def validate(
         The same for the same draws and networks: nothing is random.
     """
     pairs: dict[int, list[tuple[float, float]]] = {count: [] for count in _COUNTS}
-    examples: list[Example] = []
+    #: By image and number of clicks.
+    kept: dict[tuple[int, int], Example] = {}
+    done = 0
     # A generator of its own: the loader would otherwise draw from the one that training uses.
     loader = DataLoader(draws, batch_size, collate_fn=list, generator=torch.Generator())
     for group in loader:
@@ -85,7 +87,6 @@ def validate(
         clicks: list[list[Click]] = [[] for _ in batch.objects]
         seen = np.zeros((len(batch), *batch.objects[0].shape), dtype=bool)
         previous: Tensor | None = None
-        room = max(0, _EXAMPLES * len(_EXAMPLE_COUNTS) - len(examples)) // len(_EXAMPLE_COUNTS)
         for count in range(1, max(_COUNTS) + 1):
             for index, wanted in enumerate(batch.objects):
                 click = centre_click(wanted, seen[index], clicks[index], batch.ignored[index])
@@ -98,8 +99,10 @@ def validate(
             if count in pairs:
                 found = outcome.iou.gather(1, chosen[:, None]).squeeze(1)
                 pairs[count] += zip(outcome.iou.amax(1).tolist(), found.tolist(), strict=True)
-            if count in _EXAMPLE_COUNTS and room:
-                examples += _examples(batch, outcome, clicks, score, room)
+            if count in _EXAMPLE_COUNTS and done < _EXAMPLES:
+                looked_at = _examples(batch, outcome, clicks, score, _EXAMPLES - done)
+                kept |= {(done + index, count): example for index, example in enumerate(looked_at)}
+        done += len(batch)
     return Validation(
         iou={
             str(count): (round(float(best), 4), round(float(selected), 4))
@@ -107,7 +110,7 @@ def validate(
                 (count, np.mean(values, axis=0)) for count, values in pairs.items()
             )
         },
-        examples=examples,
+        examples=[kept[key] for key in sorted(kept)],
     )
 
 
@@ -116,12 +119,13 @@ def _examples(
     outcome: Outcome,
     clicks: list[list[Click]],
     score: Callable[[Tensor], Tensor] | None,
-    room: int,
+    most: int,
 ) -> list[Example]:
+    """What the networks make of the first images of a batch."""
     scores = None
     if score is not None and outcome.rated is not None:
         scores = score(outcome.rated.float()).tolist()
-    masks = batch.hard(outcome.masks[:room])
+    masks = batch.hard(outcome.masks[:most])
     return [
         Example(
             rgb=batch.pictures[batch.owner_of[index]].permute(1, 2, 0).numpy(),
