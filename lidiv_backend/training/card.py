@@ -136,7 +136,7 @@ def _training(description: ModelDescription) -> list[str]:
     if sets:
         lines += ["", "| set | masks | what it is, and its terms |", "|---|---|---|"]
         lines += [
-            f"| {name} | {count:,} | {_SETS.get(name, 'see its owner')} |"
+            f"| {name} | {count:,} | {_SETS.get(name.partition(' ')[0], 'see its owner')} |"
             for name, count in sorted(sets.items())
         ]
     settings = json.dumps(
