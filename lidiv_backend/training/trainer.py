@@ -23,7 +23,13 @@ from tqdm import tqdm
 from lidiv_backend.clicks import Click, pack_clicks
 from lidiv_backend.devices import best_precision, place
 from lidiv_backend.errors import BadRequestError, TrainingError
-from lidiv_backend.model import Model, ModelDescription, build_networks, save_model
+from lidiv_backend.model import (
+    Model,
+    ModelDescription,
+    build_networks,
+    read_description,
+    save_model,
+)
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.records import ImageSet
@@ -237,6 +243,9 @@ class Trainer:
             self._saved.recover()
         self.accelerator.wait_for_everyone()
         note = self._saved.read(made_for=self._made_for())
+        weights = self.options.folder / "weights"
+        if self._ancestor is None and (weights / "model.json").is_file():
+            self._ancestor = read_description(weights).training.get("began_with")
         if self.accelerator.is_main_process:
             # What was logged behind the checkpoint will be done, and logged, again.
             at = note.phase, note.step

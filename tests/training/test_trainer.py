@@ -84,6 +84,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
         images: Any = None,
         validation: Any = None,
         draw: bool = False,
+        begin_with: str | None = None,
         **options: Any,
     ) -> Trainer:
         if not draw:
@@ -91,6 +92,8 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
         defaults: dict[str, Any] = {"precision": "no", "workers": 0, "validation_images": 2}
         chosen = RunOptions(folder=tmp_path / folder, cpu=True, **{**defaults, **options})
         trainer = Trainer(config, chosen, images or PaintedSet(), validation)
+        if begin_with is not None:
+            trainer.begin_with(load_model(tmp_path / begin_with / "weights"))
         trainer.run()
         return trainer
 
@@ -511,6 +514,39 @@ class TestRecords:
         for row in rows(tmp_path / "run"):
             assert sum(row["heads"]) == pytest.approx(1, abs=1e-3)
             assert 0 <= row["selected"] <= row["best"] <= 1
+
+
+class TestBeginning:
+    def test_weights_go_on_where_they_were(
+        self, train: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        train(PAPER, "first")
+        # A step so small that it moves nothing shows what the run began with.
+        standing = dataclasses.replace(PAPER, steps=1, rate=1e-12, seed=5)
+        train(standing, "second", begin_with="first")
+        before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
+        for key, value in before.items():
+            torch.testing.assert_close(after[key], value, rtol=0, atol=1e-9)
+
+    def test_model_json_tells_what_came_before_even_after_resuming(
+        self, train: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        train(PAPER, "first")
+        train(dataclasses.replace(PAPER, seed=1), "second", begin_with="first")
+        third = dataclasses.replace(PAPER, seed=2)
+        train(third, "third", begin_with="second", time_limit=0.0)
+        train(third, "third", resume=True)
+        versions = [load_model(tmp_path / name / "weights").version for name in ("first", "second")]
+        told = read_description(tmp_path / "third" / "weights").training["began_with"]
+        assert told["version"] == versions[1]
+        assert told["training"]["seed"] == 1
+        assert told["training"]["began_with"] == versions[0]
+
+    def test_weights_of_other_networks_are_refused(self, train: Callable[..., Trainer]) -> None:
+        train(PAPER, "first")
+        other = dataclasses.replace(PAPER, selection=None)
+        with pytest.raises(BadRequestError, match="of other networks"):
+            train(other, "second", begin_with="first")
 
 
 class TestRefusals:
