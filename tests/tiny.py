@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lidiv_backend.model import InferenceConfig, Model, ModelDescription, build_networks
+from lidiv_backend.model import InferenceConfig, Model, ModelDescription, build_networks, save_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import PromptChannels
 from lidiv_backend.networks.proposal import ProposalConfig
@@ -70,6 +71,14 @@ def predictor(
         encoder = build_encoder(about.proposal.encoder, pretrained=False)
     made = model(about, seed=seed)
     return Predictor(made, encoder, device=CPU, cache_bytes=cache_bytes, **options)
+
+
+def saved(folder: Path, about: ModelDescription | None = None, *, seed: int = 0) -> Path:
+    """A folder of random weights, as a trainer writes it."""
+    made = model(about or description(), seed=seed)
+    selection = None if made.selection is None else made.selection.state_dict()
+    save_model(folder, made.description, made.proposal.state_dict(), selection)
+    return folder
 
 
 def photo(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:

@@ -1,0 +1,28 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lidiv_backend import benchmark
+from lidiv_backend.cli import main
+from tests import tiny
+
+
+def test_every_size_is_measured_and_put_into_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "_SIZES", ((32, 24), (64, 48)))
+    weights = tiny.saved(tmp_path / "weights")
+    page, numbers = tmp_path / "page.md", tmp_path / "numbers.json"
+    page.write_text("<!-- measured: speed -->\n<!-- end: speed -->\n")
+    words = ["benchmark", "--preset", str(weights), "--device", "cpu", "--repeat", "6"]
+
+    assert main([*words, "--images", "2", "--json", str(numbers), "--insert", str(page)]) == 0
+
+    timings = json.loads(numbers.read_text())
+    assert [(row["width"], row["height"]) for row in timings] == [(32, 24), (64, 48)]
+    assert all(0 < row["click_median"] <= row["click_p95"] for row in timings)
+    assert all(row["embed_median"] > 0 and row["memory"] > 0 for row in timings)
+    assert "32 x 24" in page.read_text()
+    assert f"lidiv benchmark --preset {weights}" in page.read_text()
+    assert "64 x 48" in capsys.readouterr().out
