@@ -1,47 +1,72 @@
+"""The model card says what `model.json` says, and nothing that it does not."""
+
+from __future__ import annotations
+
 import dataclasses
+import re
 from pathlib import Path
 
-from lidiv_backend.model import load_model, record_results
+import pytest
+
+from lidiv_backend.model import load_model, record_results, save_model
 from lidiv_backend.training.card import write_card
+from lidiv_backend.training.config import PRESETS
 from tests import tiny
 
-TRAINED = {
-    "steps": 40,
-    "steps_done": 30,
-    "images": 2,
-    "targets": 3,
-    "seconds": 7200,
-    "processes": 1,
+TRAINING = {
+    **PRESETS["paper"].to_json(),
+    "steps": 3000,
+    "steps_done": 2500,
+    "seconds": 5400,
     "device": "cpu",
-    "precision": "bf16",
-    "data_masks": {"pets instance": 313, "homemade region": 5},
-    "validation": {"1": [0.75, 0.5]},
-    "began_with": {
-        "version": "tiny-before",
-        "training": {"steps_done": 9, "images": 1, "targets": 1, "seconds": 3600},
-    },
+    "processes": 1,
+    "precision": "no",
+    "data": "pool",
+    "data_masks": {"voc instance": 3086, "mystery part": 7},
+    "validation": {"1": [0.8, 0.7]},
 }
 
 
-def test_card_says_what_model_json_says(tmp_path: Path) -> None:
-    about = dataclasses.replace(tiny.description(), training=TRAINED)
-    folder = tiny.saved(tmp_path / "weights", about)
-    record_results(folder, {"Set, centre": {"text": "| clicks |", "command": "lidiv evaluate x"}})
-
-    card = write_card(folder).read_text()
-
-    assert f"`{load_model(folder).version}`" in card
-    assert "30 of 40 planned steps" in card
-    assert "in 2.0 hours on 1 CPU" in card
-    assert "`tiny-before`" in card
-    assert "| pets instance | 313 | Oxford-IIIT Pet; CC BY-SA 4.0 |" in card
-    assert "| homemade region | 5 | see its owner |" in card
-    assert "| 1 | 0.750 | 0.500 |" in card
-    assert "| clicks |\n\nMeasured with `lidiv evaluate x`." in card
+def card(folder: Path, **training: object) -> str:
+    made = tiny.model(tiny.description(name="paper", heads=6))
+    about = dataclasses.replace(made.description, training={**TRAINING, **training})
+    assert made.selection is not None
+    save_model(folder, about, made.proposal.state_dict(), made.selection.state_dict())
+    return write_card(folder).read_text()
 
 
-def test_card_of_untrained_weights_claims_nothing(tmp_path: Path) -> None:
-    card = write_card(tiny.saved(tmp_path / "weights")).read_text()
+def test_says_what_was_trained_how_long_and_on_what(tmp_path: Path) -> None:
+    text = card(tmp_path)
+    assert load_model(tmp_path).version in text
+    assert "M = 6 masks" in text
+    assert "2,500 of 3,000 planned steps" in text
+    assert "1.5 hours" in text
+    assert "300,000 steps" in text
+    assert "scaled to 1.0%" in text
+    assert "Only a CPU did the training" in text
+    assert "| 1 | 0.800 | 0.700 |" in text
+    assert re.search(r"voc instance \| 3,086 \| Pascal VOC", text)
+    assert re.search(r"mystery part \| 7 \| see its owner", text)
+    assert "Nothing has been measured yet" in text
 
-    assert "Nothing is recorded." in card
-    assert "Nothing has been measured yet." in card
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_a_gpu_did_is_not_blamed_on_a_cpu(tmp_path: Path, device: str) -> None:
+    assert ("Only a CPU" in card(tmp_path, device=device)) == (device == "cpu")
+
+
+def test_results_come_with_their_command(tmp_path: Path) -> None:
+    card(tmp_path)
+    record_results(tmp_path, {"GrabCut": {"text": "1.5 clicks", "command": "lidiv evaluate x"}})
+    text = write_card(tmp_path).read_text()
+    assert "### GrabCut" in text
+    assert "1.5 clicks" in text
+    assert "`lidiv evaluate x`" in text
+
+
+def test_weights_of_nothing_known_have_a_card_too(tmp_path: Path) -> None:
+    made = tiny.model(tiny.description(ranked=True))
+    save_model(tmp_path, made.description, made.proposal.state_dict(), None)
+    text = write_card(tmp_path).read_text()
+    assert "Nothing is recorded" in text
+    assert "f ranks its own masks" in text
