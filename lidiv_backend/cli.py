@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("lidiv_backend.benchmark", "Time embedding and clicks."),
     "serve": ("lidiv_backend.server.serve", "Answer Label Studio, under gunicorn."),
     "models": ("lidiv_backend.server.models", "List, promote and roll back what was learnt."),
+    "worker": ("lidiv_backend.server.worker", "Learn from accepted annotations, beside serving."),
+    "finetune": ("lidiv_backend.server.finetune", "Learn from accepted annotations now."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
     "connect": (
         "lidiv_backend.labelstudio.connect_command",

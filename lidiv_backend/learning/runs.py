@@ -11,15 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from lidiv_backend.errors import BadRequestError
 from lidiv_backend.learning.schema import ModelVersionRow, SnapshotRow, TrainingRunRow, now
-from lidiv_backend.learning.snapshot import Snapshot
 from lidiv_backend.learning.store import Store
+
+if TYPE_CHECKING:
+    from lidiv_backend.learning.snapshot import Snapshot
 
 #: Without a sign of life for so long, a worker counts as dead.
 LEASE_SECONDS = 90.0

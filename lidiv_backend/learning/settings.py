@@ -22,6 +22,8 @@ variable                                what it says
 ``LIDIV_LEARN_GATE_OBJECTS``            objects of an image that it measures at most; 3
 ``LIDIV_LEARN_RECONCILE_MINUTES``       time between two comparisons with Label Studio; 15
 ``LIDIV_LEARN_POLL_SECONDS``            time between two looks of an idle worker; 2
+``LIDIV_LEARN_WORKER``                  whether gunicorn starts a worker beside the server; `lidiv
+                                        serve` says so unless told otherwise
 ``LIDIV_BASE_DATA``                     data set that must not be forgotten, such as
                                         ``shards:/data/train``; replayed, and asked by the gate
 ======================================  ==========================================================
@@ -70,6 +72,7 @@ class LearningSettings(BaseSettings):
     gate_objects: int = Field(default=3, gt=0)
     reconcile_minutes: float = Field(default=15.0, gt=0)
     poll_seconds: float = Field(default=2.0, gt=0)
+    worker: bool = False
     base_data: str = Field(default="", validation_alias="LIDIV_BASE_DATA")
 
     @classmethod

@@ -6,18 +6,19 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import SecretStr
-
 from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.labelstudio.config import parse_label_config
 from lidiv_backend.labelstudio.engine import Engine
-from lidiv_backend.labelstudio.images import Connection, FetchLimits, ImageSource
+from lidiv_backend.labelstudio.images import Connection
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, WebhookEvent, parse
 from lidiv_backend.labelstudio.service import PredictionService
 from lidiv_backend.learning.recording import AnswerLog
-from lidiv_backend.learning.registry import SHARED, ModelRegistry
-from lidiv_backend.learning.store import Failure, Store, StoredAnnotation, StoreError
+from lidiv_backend.learning.registry import SHARED, ModelRegistry, channel_of
+from lidiv_backend.learning.runs import RunCause, RunQueue
+from lidiv_backend.learning.settings import LearningSettings
+from lidiv_backend.learning.store import Failure, Store, StoredAnnotation
 from lidiv_backend.server.background import BackgroundPool
+from lidiv_backend.server.connections import find_connection, image_source
 from lidiv_backend.server.engines import EngineRegistry
 from lidiv_backend.server.promoted import PromotedModel
 from lidiv_backend.server.settings import Settings
@@ -43,9 +44,12 @@ class Backend:
         Answers `/predict`.
     background
         Embeds images ahead.
+    learning
+        How it is learnt from annotations.
     """
 
     settings: Settings
+    learning: LearningSettings
     store: Store
     engines: EngineRegistry
     service: PredictionService
@@ -58,20 +62,7 @@ class Backend:
 
     def connection(self, project: str) -> Connection | None:
         """Find the Label Studio that a project belongs to."""
-        try:
-            stored = self.store.connection(project)
-        except StoreError as error:
-            _LOG.error("The connection of a project cannot be looked up. %s", error)
-            stored = None
-        settings = self.settings
-        if settings.label_studio_url:
-            token = settings.label_studio_token
-            if not token.get_secret_value() and stored is not None:
-                token = SecretStr(stored.access_token)
-            return Connection(url=settings.label_studio_url, token=token, configured=True)
-        if stored is None or not stored.hostname:
-            return None
-        return Connection(url=stored.hostname, token=SecretStr(stored.access_token))
+        return find_connection(self.settings, self.store, project)
 
     def keep_connection(self, received: SetupRequest) -> None:
         """Note where a project's Label Studio is, and check its label configuration.
@@ -156,6 +147,9 @@ class Backend:
             annotation=_annotation(event, project),
             deleted=[annotation.id for annotation in event.annotations] if is_deletion else [],
         )
+        if event.action == "START_TRAINING" and (project or self.learning.shared):
+            channel = SHARED if self.learning.shared else channel_of(project or "")
+            RunQueue(self.store).enqueue(channel, RunCause.BUTTON, project=project)
 
     def keep_failure(
         self, error: Exception, *, request_id: str, route: str, task: int | None = None
@@ -209,6 +203,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         _LOG.warning(
             "LIDIV_LABEL_STUDIO_URL is not set: whoever reaches /setup says where Label Studio is."
         )
+    learning = LearningSettings.from_environment()
     store = Store(settings.database)
     promoted = PromotedModel(
         ModelRegistry(settings.state_folder, base=settings.preset), SHARED, device=settings.device
@@ -220,19 +215,9 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         watched=promoted if engine is None else None,
     )
     background = BackgroundPool()
-    images = ImageSource(
-        allowed_hosts=settings.allowed_image_hosts,
-        limits=FetchLimits(
-            max_bytes=settings.max_image_bytes,
-            max_pixels=settings.max_pixels,
-            total_seconds=settings.image_seconds,
-        ),
-        cache_bytes=settings.cache_bytes,
-        ca_bundle=str(settings.ca_bundle) if settings.ca_bundle else None,
-    )
     service = PredictionService(
         engines=engines,
-        images=images,
+        images=image_source(settings),
         recorder=AnswerLog(store),
         background=background,
         memo_bytes=settings.cache_bytes,
@@ -242,7 +227,12 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
     else:
         engines.promote(engine)
     return Backend(
-        settings=settings, store=store, engines=engines, service=service, background=background
+        settings=settings,
+        learning=learning,
+        store=store,
+        engines=engines,
+        service=service,
+        background=background,
     )
 
 

@@ -8,11 +8,15 @@ a GPU survive one.
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from typing import Any
 
+from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.server.settings import Settings
 
 _settings = Settings.from_environment()
+_learner: subprocess.Popen[bytes] | None = None
 
 bind = _settings.bind
 workers = _settings.workers
@@ -38,6 +42,20 @@ def post_fork(server: Any, worker: Any) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+
+
+def when_ready(server: Any) -> None:
+    """Start the worker that learns, if it is wanted beside the server."""
+    global _learner
+    if LearningSettings.from_environment().worker:
+        command = [sys.executable, "-m", "lidiv_backend.cli", "worker", "--with-parent"]
+        _learner = subprocess.Popen(command)  # noqa: S603 - our own command
+
+
+def on_exit(server: Any) -> None:
+    """End the worker that learns with the server."""
+    if _learner is not None:
+        _learner.terminate()
 
 
 def worker_exit(server: Any, worker: Any) -> None:

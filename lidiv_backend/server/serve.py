@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, help="processes, each with a model of its own in memory (1)"
     )
+    parser.add_argument(
+        "--no-worker",
+        action="store_true",
+        help="do not learn beside serving; `lidiv worker` may do it elsewhere",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
         "LIDIV_THREADS": args.threads,
         "LIDIV_WORKERS": args.workers,
     }
+    if args.no_worker:
+        chosen["LIDIV_LEARN_WORKER"] = "false"
+    os.environ.setdefault("LIDIV_LEARN_WORKER", "true")
     os.environ.update({name: str(value) for name, value in chosen.items() if value is not None})
     # A wrong setting is told here, in one line, and not by every worker.
     Settings.from_environment()
