@@ -104,7 +104,8 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 def forget_outcome(folder: Path) -> None:
     """Delete what an earlier attempt came to."""
-    (folder / _RESULT).unlink(missing_ok=True)
+    for name in (_RESULT, _STAGE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def stage_of(folder: Path) -> str:

@@ -4,7 +4,8 @@
 variable                                what it says
 ======================================  ==========================================================
 ``LIDIV_LEARN_SHARED``                  whether all projects learn into one model, or each into its
-                                        own; true
+                                        own; true. Models of single projects are made, measured and
+                                        kept, but servers answer with the shared one
 ``LIDIV_LEARN_AFTER``                   so many newly accepted annotations start a run; 20
 ``LIDIV_LEARN_PAUSE_MINUTES``           least time between the starts of two such runs; 60
 ``LIDIV_LEARN_MINUTES``                 time for the training of a run; the gate comes on top; 6

@@ -204,6 +204,11 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
             "LIDIV_LABEL_STUDIO_URL is not set: whoever reaches /setup says where Label Studio is."
         )
     learning = LearningSettings.from_environment()
+    if not learning.shared:
+        _LOG.warning(
+            "LIDIV_LEARN_SHARED is false: projects learn by themselves, but this server answers "
+            "all of them with the shared model."
+        )
     store = Store(settings.database)
     promoted = PromotedModel(
         ModelRegistry(settings.state_folder, base=settings.preset), SHARED, device=settings.device
