@@ -62,10 +62,8 @@ def words(out: Path, data: str, *more: str, settings: tuple[str, ...] = SETTINGS
 
 class TestCommand:
     @pytest.fixture(autouse=True)
-    def _one_process(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def _no_collection(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("accelerate.utils.memory.gc.collect", lambda: None)
-        yield
-        AcceleratorState._reset_state(reset_partial_state=True)
 
     def test_trains_and_says_where_the_weights_are(
         self, tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
