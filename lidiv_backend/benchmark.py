@@ -126,7 +126,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
     # The first pass pays for what is set up once.
     embedding = predictor.embed(photos[0])
-    predictor.predict(embedding, _clicks(rng, 1, width, height))
+    predictor.predict(embedding, [_click(rng, width, height)])
     embeds = [_timed(partial(predictor.embed, photo), on_gpu)[0] for photo in photos]
     clicks = []
     previous: NDArray[np.bool_] | None = None
@@ -134,7 +134,7 @@ def measure(
     for number in range(repeat):
         if number % 5 == 0:
             made, previous = [], None
-        made = made + _clicks(rng, 1, width, height)
+        made = [*made, _click(rng, width, height)]
         click = partial(_selected, predictor, embedding, made, previous)
         milliseconds, previous = _timed(click, on_gpu)
         clicks.append(milliseconds)
@@ -201,15 +201,12 @@ def _photo(rng: np.random.Generator, width: int, height: int) -> NDArray[np.uint
     return np.ascontiguousarray((large[0] * 255).byte().permute(1, 2, 0).numpy())
 
 
-def _clicks(rng: np.random.Generator, count: int, width: int, height: int) -> list[Click]:
-    return [
-        Click(
-            x=float(rng.uniform(0, width - 1)),
-            y=float(rng.uniform(0, height - 1)),
-            positive=bool(rng.random() < 0.7),
-        )
-        for _ in range(count)
-    ]
+def _click(rng: np.random.Generator, width: int, height: int) -> Click:
+    return Click(
+        x=float(rng.uniform(0, width - 1)),
+        y=float(rng.uniform(0, height - 1)),
+        positive=bool(rng.random() < 0.7),
+    )
 
 
 def _machine() -> str:
