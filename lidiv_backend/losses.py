@@ -79,6 +79,12 @@ def ranked_diversity_weights(heads: int) -> Tensor:
     return 0.01 * 2.0 ** torch.arange(heads - 1, -1, -1, dtype=torch.float32)
 
 
+def ranking_term(per_mask: Tensor) -> Tensor:
+    """The second sum of Eq. 7: losses (B, M) weighted by lambda_m, the mean over the batch."""
+    weights = ranked_diversity_weights(per_mask.shape[1]).to(per_mask)
+    return (per_mask * weights).sum(1).mean()
+
+
 def ranked_diversity_loss(
     truth: Tensor, masks: Tensor, clicked: Tensor, valid: Tensor | None = None
 ) -> Tensor:
@@ -90,9 +96,7 @@ def ranked_diversity_loss(
         Scalar, the mean over the batch.
     """
     jaccard = jaccard_loss(truth, masks, valid)
-    weights = ranked_diversity_weights(masks.shape[1]).to(jaccard)
-    ranked = (jaccard * weights).sum(1).mean()
-    return hindsight_loss(jaccard + click_loss(clicked, masks)) + ranked
+    return hindsight_loss(jaccard + click_loss(clicked, masks)) + ranking_term(jaccard)
 
 
 def selection_loss(scores: Tensor, jaccard: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from lidiv_backend.losses import (
     hindsight_loss,
     jaccard_loss,
     normalised_focal_loss,
-    ranked_diversity_weights,
+    ranking_term,
 )
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.networks.proposal import Decoded, ProposalNetwork
@@ -97,8 +97,7 @@ def proposal_objective(
     if config.relaxation:
         loss = loss + config.relaxation * per_mask.mean()
     if config.ranked:
-        weights = ranked_diversity_weights(masks.shape[1]).to(task)
-        loss = loss + (task * weights).sum(1).mean()
+        loss = loss + ranking_term(task)
     return loss
 
 
