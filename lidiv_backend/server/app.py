@@ -19,6 +19,7 @@ from lidiv_backend.labelstudio.engine import Engine, EngineNotReadyError
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, parse
 from lidiv_backend.server.backend import Backend, build_backend
 from lidiv_backend.server.security import (
+    protect_forms,
     require_login,
     require_no_wrong_login,
     require_webhook_secret,
@@ -76,6 +77,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     )
     app.before_request(_name_request)
     app.after_request(_finish)
+    protect_forms(app, backend.settings)
     app.register_error_handler(Exception, _answer_error)
     app.register_blueprint(_routes)
     return app

@@ -1,14 +1,38 @@
-"""Who may ask: basic auth as Label Studio sends it, and the webhooks' secret."""
+"""Who may ask: basic auth as Label Studio sends it, the webhooks' secret, and the page's own forms.
+
+A form of the page that changes something needs two lines. In its template::
+
+    <form method="post" action="{{ url_for("lidiv.…") }}">{{ csrf_field() }} … </form>
+
+and in the route that it posts to, before anything else::
+
+    require_own_form(request, _backend().settings)
+    …
+    return redirect(url_for("lidiv.status"), code=303)
+
+Browsers send basic auth along with whatever another site makes them post, so the password alone
+does not show that it was the page which asked.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import re
+import secrets
 
+from flask import Flask, Response, g
+from flask import request as current_request
+from markupsafe import Markup
 from werkzeug import Request
 
 from lidiv_backend.errors import LidivError
 from lidiv_backend.labelstudio.connect import SECRET_HEADER
 from lidiv_backend.server.settings import Settings
+
+#: The form's field and the cookie whose values have to fit together.
+CSRF_FIELD, CSRF_COOKIE = "csrf_token", "lidiv_csrf"
+_NONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class UnauthorizedError(LidivError):
@@ -16,6 +40,13 @@ class UnauthorizedError(LidivError):
 
     status = 401
     kind = "unauthorized"
+
+
+class CrossSiteError(LidivError):
+    """A form was not posted from the page of this server."""
+
+    status = 403
+    kind = "cross-site"
 
 
 def require_login(request: Request, settings: Settings) -> None:
@@ -80,6 +111,99 @@ def require_webhook_secret(request: Request, settings: Settings, action: str) ->
         remedy="Run `lidiv connect`: it replaces Label Studio's own webhook by one that carries "
         "LIDIV_WEBHOOK_SECRET. Until then nothing is learned from this project.",
     )
+
+
+def protect_forms(app: Flask, settings: Settings) -> None:
+    """Give the templates of an application `csrf_field()`, for forms that change something.
+
+    Parameters
+    ----------
+    app
+        The application.
+    settings
+        The server's.
+    """
+
+    def csrf_field() -> Markup:
+        """Make a hidden field with the token, for inside of a form."""
+        if "csrf_nonce" not in g:
+            kept = current_request.cookies.get(CSRF_COOKIE, "")
+            # Kept, so that a second tab does not spoil the first one's forms.
+            g.csrf_nonce = kept if _NONCE.fullmatch(kept) else secrets.token_hex(16)
+        field = '<input type="hidden" name="{}" value="{}">'
+        return Markup(field).format(CSRF_FIELD, _csrf_token(g.csrf_nonce, settings))  # noqa: S704
+
+    def keep_nonce(response: Response) -> Response:
+        if "csrf_nonce" in g:
+            response.set_cookie(
+                CSRF_COOKIE,
+                g.csrf_nonce,
+                httponly=True,
+                samesite="Strict",
+                secure=current_request.is_secure,
+            )
+        return response
+
+    app.jinja_env.globals["csrf_field"] = csrf_field
+    app.after_request(keep_nonce)
+
+
+def require_own_form(request: Request, settings: Settings) -> None:
+    """Refuse a form that was not posted from this server's own page, by somebody logged in.
+
+    The browser has to say that the page is of the same origin (``Sec-Fetch-Site``, or else
+    ``Origin``), and the form has to carry the token that `protect_forms` put there, which fits the
+    cookie and can be made by nobody who does not know the server's secrets.
+
+    Parameters
+    ----------
+    request
+        The request, with the form in its body.
+    settings
+        The server's.
+
+    Raises
+    ------
+    UnauthorizedError
+        If the login is missing or wrong.
+    CrossSiteError
+        If the form comes from elsewhere, or has no token that fits.
+    """
+    require_login(request, settings)
+    nonce = request.cookies.get(CSRF_COOKIE, "")
+    token = request.form.get(CSRF_FIELD, "")
+    if (
+        not _is_of_same_origin(request)
+        or not _NONCE.fullmatch(nonce)
+        or not _equal(token, _csrf_token(nonce, settings))
+    ):
+        raise CrossSiteError(
+            "This was not sent from this server's own page.",
+            remedy="Open the page again, and press the button there. A proxy in front of the "
+            "server has to pass on the header Host as it came, with its port.",
+        )
+
+
+def _is_of_same_origin(request: Request) -> bool:
+    """Tell what the browser says; what is no browser says nothing, and needs the token alone."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site == "same-origin"
+    origin = request.headers.get("Origin")
+    # The scheme may differ behind a proxy that ends TLS.
+    return origin is None or _equal(origin.partition("://")[2], request.host)
+
+
+def _csrf_token(nonce: str, settings: Settings) -> str:
+    """Sign a nonce with what all workers and replicas of one server know."""
+    known = (
+        settings.basic_auth_password,
+        settings.webhook_secret,
+        settings.label_studio_token,
+        settings.database_url,
+    )
+    key = hashlib.sha256(repr([secret.get_secret_value() for secret in known]).encode()).digest()
+    return hmac.new(key, nonce.encode(), "sha256").hexdigest()
 
 
 def _has_login(request: Request, settings: Settings) -> bool:
