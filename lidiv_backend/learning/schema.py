@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Date,
     DateTime,
     Dialect,
     Index,
@@ -58,6 +59,7 @@ class Base(DeclarativeBase):
     )
     type_annotation_map = {  # noqa: RUF012 - as SQLAlchemy wants it
         datetime: UtcDateTime,
+        date: Date,
         dict[str, Any]: JSON,
         list[Any]: JSON,
     }
@@ -110,7 +112,11 @@ class AnnotationRow(Base):
     """An annotation as Label Studio last told of it."""
 
     __tablename__ = "annotations"
-    __table_args__ = (UniqueConstraint("project", "annotation"),)
+    __table_args__ = (
+        UniqueConstraint("project", "annotation"),
+        # Counting accepted annotations must not read their masks.
+        Index("ix_annotations_accepted", "was_cancelled", "deleted_at", "project", "created_at"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     project: Mapped[str] = mapped_column(String(64))
@@ -126,6 +132,27 @@ class AnnotationRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
     deleted_at: Mapped[datetime | None]
+
+
+class AcceptedMaskRow(Base):
+    """A mask of an accepted annotation that this backend made, and what it cost."""
+
+    __tablename__ = "accepted_masks"
+
+    project: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: Label Studio's number of the annotation.
+    annotation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    #: Also the id of the interaction's last answer.
+    region_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model_version: Mapped[str] = mapped_column(String(128))
+    #: All clicks, those that asked for the next proposal among them.
+    clicks: Mapped[int]
+    #: Clicks that asked for the next proposal.
+    steps: Mapped[int]
+    #: From the first click until it was saved; None where that was not seen.
+    seconds: Mapped[int | None]
+    #: When it was last clicked, in UTC.
+    day: Mapped[date] = mapped_column(index=True)
 
 
 class WebhookEventRow(Base):

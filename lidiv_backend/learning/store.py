@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alembic import command
-from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, delete, event, func, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from lidiv_backend.errors import LidivError
+from lidiv_backend.learning.migrations import configuration
 from lidiv_backend.learning.schema import (
     AnnotationRow,
     ConnectionRow,
@@ -34,6 +35,7 @@ from lidiv_backend.learning.schema import (
     WebhookEventRow,
     now,
 )
+from lidiv_backend.learning.usage import forget_accepted, note_accepted
 
 #: Failures that are kept.
 MAX_FAILURES = 200
@@ -236,6 +238,11 @@ class Store:
         try:
             self._engine = _open(url)
             _migrate(self._engine)
+        except CommandError as error:
+            raise StoreError(
+                f"The database is of a newer version of LiDiv: {error}.",
+                remedy="Install that version again, or restore a backup of this one.",
+            ) from error
         except (SQLAlchemyError, OSError, ImportError) as error:
             raise StoreError(
                 f"The database cannot be opened: {_reason(error)}.",
@@ -370,7 +377,7 @@ class Store:
         def write(session: Session) -> None:
             session.add(WebhookEventRow(action=action, project=project, payload=dict(payload)))
             if annotation is not None:
-                _merge_annotation(session, annotation)
+                note_accepted(session, _merge_annotation(session, annotation), live=True)
             if project is not None:
                 _mark_deleted(session, project, deleted)
 
@@ -445,7 +452,9 @@ class Store:
 
         def write(session: Session) -> None:
             for annotation in annotations:
-                _merge_annotation(session, annotation).deleted_at = None
+                row = _merge_annotation(session, annotation)
+                row.deleted_at = None
+                note_accepted(session, row, live=False)
             _mark_deleted(session, project, deleted)
 
         self.write(write)
@@ -562,7 +571,7 @@ class Store:
             with Session(self._engine) as session:
                 yield session
         except SQLAlchemyError as error:
-            raise _unusable(error) from error
+            raise unusable(error) from error
 
     def write(self, work: Callable[[Session], _Result]) -> _Result:
         """Run a transaction; a second time where another one wrote the same row in between.
@@ -580,7 +589,7 @@ class Store:
                 with Session(self._engine) as session, session.begin():
                     return work(session)
         except SQLAlchemyError as error:
-            raise _unusable(error) from error
+            raise unusable(error) from error
 
 
 def _open(url: str) -> Engine:
@@ -631,8 +640,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _migrate(engine: Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", "lidiv_backend.learning:migrations")
+    config = configuration()
     with _migration_lock(engine), engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -644,7 +652,8 @@ def _reason(error: BaseException) -> str:
     return (str(original).splitlines() or [type(original).__name__])[0]
 
 
-def _unusable(error: SQLAlchemyError) -> StoreError:
+def unusable(error: Exception) -> StoreError:
+    """Say that the database cannot be used, without the values of a statement."""
     return StoreError(
         f"The database cannot be used: {_reason(error)}.",
         remedy="Is the disk full, or the database server gone?",
@@ -711,6 +720,7 @@ def _mark_deleted(session: Session, project: str, numbers: Sequence[int]) -> Non
             .where(AnnotationRow.project == project, AnnotationRow.annotation.in_(numbers))
             .values(deleted_at=now())
         )
+        forget_accepted(session, project, numbers)
 
 
 def _annotation(row: AnnotationRow) -> StoredAnnotation:
