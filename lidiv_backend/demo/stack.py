@@ -12,10 +12,10 @@ from typing import Any
 
 from lidiv_backend.demo import label_studio
 from lidiv_backend.demo.credentials import Credentials, load_or_create
-from lidiv_backend.demo.photos import write_photos
 from lidiv_backend.demo.services import RunningService, Service, require_free_port
 from lidiv_backend.labelstudio.connect import Connection, Wish, connect, open_client
 from lidiv_backend.model import read_description, weights_folder
+from lidiv_backend.photos import write_photos
 from lidiv_backend.weights import fetch_encoder
 
 #: Seconds that the two services get together; a first start makes Label Studio's database.

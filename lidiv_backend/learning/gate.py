@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidiv_backend.clicks import Click
-from lidiv_backend.demo.photos import write_photos
 from lidiv_backend.errors import DataError, LidivError
 from lidiv_backend.evaluation.measures import Interval, bootstrap_mean, number_of_clicks
 from lidiv_backend.evaluation.protocols import (
@@ -31,6 +30,7 @@ from lidiv_backend.evaluation.protocols import (
 from lidiv_backend.evaluation.results import Result
 from lidiv_backend.evaluation.runner import choose_images, measure
 from lidiv_backend.images import read_rgb
+from lidiv_backend.photos import write_photos
 from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
 
 #: IoU at which clicks are counted.

@@ -7,9 +7,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from lidiv_backend.demo import photos
-from lidiv_backend.demo.photos import PHOTOS, write_photos
+from lidiv_backend import photos
 from lidiv_backend.errors import LidivError
+from lidiv_backend.photos import PHOTOS, write_photos
 
 
 def test_at_least_six_photos(tmp_path: Path) -> None:

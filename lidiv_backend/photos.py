@@ -1,4 +1,4 @@
-"""The photos of the demo: those that come inside scikit-image's package."""
+"""Photographs that are on every machine: those that come inside scikit-image's package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHOTOS = (
 
 
 def write_photos(folder: Path) -> list[Path]:
-    """Put the demo's photos into a folder, as JPEG.
+    """Put the photographs into a folder, as JPEG.
 
     Photos that are there already are left alone.
 
@@ -45,7 +45,7 @@ def write_photos(folder: Path) -> list[Path]:
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise LidivError(
-            "The demo's photos come with scikit-image, which is not installed.",
+            "Photographs for the demo and the gate come with scikit-image, which is not installed.",
             remedy='Run `make demo`, or `pip install "lidiv-backend[classical]"`.',
         )
     source_folder = Path(spec.origin).parent / "data"
