@@ -60,6 +60,8 @@ class Comparison:
         Mean number of clicks to `TARGET`.
     difference
         Candidate minus model in use; below 0 where the candidate needs fewer.
+    per_image
+        Mean clicks of each image: candidate, model in use.
     """
 
     data_set: str
@@ -68,6 +70,14 @@ class Comparison:
     candidate: float
     in_use: float
     difference: Interval
+    per_image: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Comparison:
+        """Read what `Verdict.to_json` wrote; the first verdicts did not name single images."""
+        pairs = tuple((float(ours), float(theirs)) for ours, theirs in values.get("per_image", ()))
+        difference = Interval(**values["difference"])
+        return cls(**{**values, "difference": difference, "per_image": pairs})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +107,7 @@ class Verdict:
     def from_json(cls, values: Mapping[str, Any]) -> Verdict:
         """Read what `to_json` wrote."""
         parts = {
-            name: None
-            if values[name] is None
-            else Comparison(
-                **{**values[name], "difference": Interval(**values[name]["difference"])}
-            )
+            name: None if values[name] is None else Comparison.from_json(values[name])
             for name in ("held_out", "base")
         }
         return cls(passed=values["passed"], text=values["text"], **parts)
@@ -217,6 +223,7 @@ def compare(
         candidate=float(means[:, 0].mean()),
         in_use=float(means[:, 1].mean()),
         difference=bootstrap_mean(means[:, 0] - means[:, 1]),
+        per_image=tuple((float(ours), float(theirs)) for ours, theirs in means),
     )
 
 

@@ -79,6 +79,7 @@ def test_clicks_are_counted_side_by_side() -> None:
         candidate=1.0,
         in_use=4.0,
         difference=Interval(mean=-3.0, low=-3.0, high=-3.0),
+        per_image=((1.0, 4.0),) * 8,
     )
 
 
