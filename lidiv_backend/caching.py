@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from lidiv_backend.observing import cache_asked
+
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
@@ -33,6 +35,8 @@ class BoundedCache(Generic[_Key, _Value]):
         What is kept altogether. A value larger than this is returned and not kept.
     max_age
         Seconds after which a value is computed anew; None for never.
+    name
+        What observers are told that it is called; they are told nothing without one.
     clock
         Seconds that only grow; for tests.
     """
@@ -42,10 +46,12 @@ class BoundedCache(Generic[_Key, _Value]):
         *,
         max_bytes: int,
         max_age: float | None = None,
+        name: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_bytes = max_bytes
         self._max_age = max_age
+        self._name = name
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[_Key, _Entry[_Value]] = OrderedDict()
@@ -84,12 +90,16 @@ class BoundedCache(Generic[_Key, _Value]):
         """
         with self._lock:
             entry = self._fresh(key)
-            if entry is not None:
-                return entry.value
             future = self._pending.get(key)
-            mine = future is None
-            if future is None:
+            mine = entry is None and future is None
+            if mine:
                 future = self._pending[key] = Future()
+        if self._name:
+            # Who waits for another one's computation computes nothing, but does not find it either.
+            cache_asked(self._name, hit=entry is not None)
+        if entry is not None:
+            return entry.value
+        assert future is not None  # noqa: S101
         if not mine:
             return future.result()
         try:
@@ -104,6 +114,10 @@ class BoundedCache(Generic[_Key, _Value]):
             del self._pending[key]
         future.set_result(value)
         return value
+
+    def put(self, key: _Key, value: _Value, *, size: int) -> None:
+        """Keep a value that others may have had under this key before."""
+        self._keep(key, value, size)
 
     def _fresh(self, key: _Key) -> _Entry[_Value] | None:
         entry = self._entries.get(key)

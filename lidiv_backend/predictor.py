@@ -20,6 +20,7 @@ from lidiv_backend.errors import BadClickError, BadImageError
 from lidiv_backend.model import InferenceConfig, Model, load_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
+from lidiv_backend.observing import stage
 
 #: Bytes of embeddings that are kept unless told otherwise.
 CACHE_BYTES = 512 * 2**20
@@ -143,7 +144,9 @@ class Predictor:
         for module in (encoder, model.proposal, model.selection):
             if module is not None:
                 place(module, device)
-        self._embeddings: BoundedCache[str, ImageEmbedding] = BoundedCache(max_bytes=cache_bytes)
+        self._embeddings: BoundedCache[str, ImageEmbedding] = BoundedCache(
+            max_bytes=cache_bytes, name="embeddings"
+        )
         self._memo: BoundedCache[tuple[str, tuple[Click, ...]], Tensor] = BoundedCache(
             max_bytes=_MEMO_BYTES
         )
@@ -305,7 +308,7 @@ class Predictor:
         # A copy: torch takes no arrays that are read-only, as those of Pillow are.
         rgb = torch.tensor(small, device=self.device).permute(2, 0, 1).unsqueeze(0)
         rgb = rgb.float().div_(255).contiguous(memory_format=torch.channels_last)
-        with self._autocast():
+        with stage("embed", settle=self._settle), self._autocast():
             features = () if self._encoder is None else self._encoder(rgb)
             projected = self._proposal.project(rgb, features)
         return ImageEmbedding(key=key, height=height, width=width, rgb=rgb, projected=projected)
@@ -317,9 +320,10 @@ class Predictor:
         """Logits (M, h, w) and scores (M,), float32 on the CPU."""
         packed = pack_clicks([clicks], scale=image.scale).to(self.device)
         prompt = Prompt(clicks=packed, previous=shown)
-        with self._autocast():
+        with stage("propose", settle=self._settle), self._autocast():
             decoded = self._proposal(image.projected, prompt)
             logits = decoded.logits.float()
+        with stage("select"), self._autocast():
             if self._selection is None:
                 # Ranked diversity: f ranks its own outputs.
                 scores = 0.5 ** torch.arange(1.0, logits.shape[1] + 1)
@@ -327,7 +331,7 @@ class Predictor:
                 features = tuple(part.float() for part in decoded.features)
                 rated = self._selection(image.rgb, prompt, logits.sigmoid(), features)
                 scores = self._selection.score(rated.float())[0]
-        return logits[0].cpu(), scores.cpu()
+            return logits[0].cpu(), scores.cpu()
 
     def _replay(self, image: ImageEmbedding, clicks: tuple[Click, ...]) -> Tensor | None:
         """Mask that was shown after some clicks, (1, 1, h, w) in [0, 1]; None before the first."""
@@ -382,6 +386,11 @@ class Predictor:
             if areas[head] > 0 and not any(iou[head, other] >= limit for other in kept):
                 kept.append(head)
         return kept or order[:1]
+
+    def _settle(self) -> None:
+        """Wait for the GPU, so that each stage is told its own time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

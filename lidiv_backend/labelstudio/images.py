@@ -23,6 +23,7 @@ from lidiv_backend.caching import BoundedCache
 from lidiv_backend.errors import BadImageError, BadRequestError, LidivError
 from lidiv_backend.images import read_rgb
 from lidiv_backend.labelstudio.guarded_http import Reach, RefusedAddressError, open_session
+from lidiv_backend.observing import stage
 
 _MAX_HOPS = 6
 _UPLOAD = "/data/upload/"
@@ -202,7 +203,7 @@ class ImageSource:
         self._clock = clock
         self._access_tokens = _AccessTokens(clock)
         self._cache: BoundedCache[tuple[str, str], NDArray[np.uint8]] = BoundedCache(
-            max_bytes=cache_bytes, max_age=cache_seconds, clock=clock
+            max_bytes=cache_bytes, max_age=cache_seconds, name="images", clock=clock
         )
 
     def rgb(
@@ -238,9 +239,10 @@ class ImageSource:
         """
 
         def read() -> NDArray[np.uint8]:
-            return read_rgb(
-                self._download(address, connection, task), max_pixels=self._limits.max_pixels
-            )
+            with stage("fetch"):
+                content = self._download(address, connection, task)
+            with stage("decode"):
+                return read_rgb(content, max_pixels=self._limits.max_pixels)
 
         where = connection.url if connection else ""
         # Cloud addresses are resolved through a task's own storage.

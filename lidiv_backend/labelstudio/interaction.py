@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lidiv_backend.caching import BoundedCache
 from lidiv_backend.clicks import Click, validate_clicks
 from lidiv_backend.errors import BadClickError
 from lidiv_backend.labelstudio.engine import Engine
+from lidiv_backend.observing import cache_asked
 from lidiv_backend.predictor import Proposal
 
 #: A click this close to the previous positive one means "next proposal": share of the image's
@@ -24,6 +25,36 @@ from lidiv_backend.predictor import Proposal
 NEAR_IMAGE, NEAR_MASK = 0.015, 0.25
 #: More clicks than this on one object are refused: each may cost a pass through the model.
 MAX_CLICKS = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What an interaction begins with, before its first click.
+
+    Parameters
+    ----------
+    key
+        Says everything that the start depends on.
+    clicks
+        Prompts that nobody clicked here: those that led to an accepted region, or stand for a
+        rectangle.
+    proposals
+        What shows before the first click, best first.
+    """
+
+    key: str = ""
+    clicks: tuple[Click, ...] = ()
+    proposals: tuple[Proposal, ...] = field(default=(), compare=False)
+
+    def showing(self) -> Showing:
+        """Where an interaction without a click of its own stands."""
+        return Showing(
+            prompts=self.clicks, proposals=self.proposals, cycling=(False,) * len(self.clicks)
+        )
+
+
+#: Most interactions begin with nothing.
+NOTHING = Start()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +70,7 @@ class Showing:
     index
         Which proposal is showing, from 0.
     cycling
-        For each click whether it meant "next proposal".
+        For each click, those of the start first, whether it meant "next proposal".
     """
 
     prompts: tuple[Click, ...] = ()
@@ -104,11 +135,13 @@ class Interactions:
     """
 
     def __init__(self, *, max_bytes: int) -> None:
-        self._memo: BoundedCache[tuple[str, str, tuple[Click, ...]], Showing] = BoundedCache(
+        self._memo: BoundedCache[tuple[str, str, str, tuple[Click, ...]], Showing] = BoundedCache(
             max_bytes=max_bytes
         )
 
-    def replay(self, engine: Engine, image: Any, clicks: Sequence[Click]) -> Showing:
+    def replay(
+        self, engine: Engine, image: Any, clicks: Sequence[Click], start: Start = NOTHING
+    ) -> Showing:
         """Follow the clicks.
 
         Parameters
@@ -119,6 +152,8 @@ class Interactions:
             The image's embedding, made by this engine.
         clicks
             All clicks so far, in pixels of the image.
+        start
+            What they begin with, made with this engine.
 
         Returns
         -------
@@ -137,16 +172,17 @@ class Interactions:
             )
         validate_clicks(clicks, height=image.height, width=image.width)
         clicks = tuple(clicks)
-        known, showing = 0, Showing()
+        known, showing = 0, start.showing()
         for count in range(len(clicks), 0, -1):
-            found = self._memo.get((image.key, engine.version, clicks[:count]))
+            found = self._memo.get((image.key, engine.version, start.key, clicks[:count]))
             if found is not None:
                 known, showing = count, found
                 break
+        cache_asked("proposals", hit=known == len(clicks))
         for count in range(known + 1, len(clicks) + 1):
             before = showing
             showing = self._memo.get_or_compute(
-                (image.key, engine.version, clicks[:count]),
+                (image.key, engine.version, start.key, clicks[:count]),
                 lambda: _follow(engine, image, clicks[:count], before),  # noqa: B023 - called now
                 # As if all masks were there; an engine may make them only when they are looked at.
                 size_of=lambda result: len(result.proposals) * image.height * image.width,

@@ -15,6 +15,7 @@ from lidiv_backend.labelstudio.interaction import Interactions, Showing
 from lidiv_backend.labelstudio.replies import Prediction, Region
 from lidiv_backend.labelstudio.requests import PredictRequest, Task
 from lidiv_backend.labelstudio.results import Prompt, read_prompts, read_task_prompts
+from lidiv_backend.observing import stage
 
 #: Told of a task that failed while others went on, or in the background.
 FailureReport = Callable[[Exception, int | None], None]
@@ -294,13 +295,14 @@ class PredictionService:
         self, engine: Engine, key: InteractionKey, solved: _Solved, *, interactive: bool
     ) -> Region:
         shown = solved.showing.proposals[solved.showing.index]
-        region = Region.of_mask(
-            shown.mask,
-            id=_region_id(key, solved, engine.version, interactive=interactive),
-            target=solved.prompt.target,
-            score=shown.score,
-            text=solved.showing.text,
-        )
+        with stage("encode"):
+            region = Region.of_mask(
+                shown.mask,
+                id=_region_id(key, solved, engine.version, interactive=interactive),
+                target=solved.prompt.target,
+                score=shown.score,
+                text=solved.showing.text,
+            )
         self._recorder.keep_answer(
             Answer(
                 region_id=region.id,

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from lidiv_backend.observing import current_observer, observed_by
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -29,8 +31,14 @@ class BackgroundPool:
         """Take on work, or return False if there is too much of it already."""
         if not self._places.acquire(blocking=False):
             return False
+        observer = current_observer()
+
+        def observed() -> None:
+            with observed_by(observer):
+                work()
+
         try:
-            future = self._executor.submit(work)
+            future = self._executor.submit(observed)
         except RuntimeError:  # shut down
             self._places.release()
             return False
