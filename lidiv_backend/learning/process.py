@@ -8,11 +8,15 @@ anything else; and it ends with the worker that started it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
+import re
 import resource
+import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +29,14 @@ from lidiv_backend.learning.settings import LearningSettings
 _JOB, _RESULT, _STAGE = "job.json", "result.json", "stage"
 #: Subfolder of the trainer's, with its log.
 TRAINING = "training"
+#: Exit status of a process that could not even write down how it ended.
+UNWRITABLE = os.EX_IOERR
 _PR_SET_PDEATHSIG = 1
+# torch, OpenCV and the allocators below them each say it in words of their own.
+_NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|bad_alloc", re.IGNORECASE)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# With less than this left, whatever failed to write failed for that.
+_FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +142,29 @@ def work(folder: Path) -> Outcome:
         return done
     try:
         outcome = _work(folder, Job.read(folder))
-    except LidivError as error:
-        outcome = Outcome(weights=None, verdict={}, error=str(error))
+    except Exception as error:
+        if not isinstance(error, LidivError):
+            traceback.print_exc()
+        outcome = Outcome(weights=None, verdict={}, error=_told(error, folder))
     write_json(folder / _RESULT, asdict(outcome))
     return outcome
+
+
+def _told(error: Exception, folder: Path) -> str:
+    """Why a run failed, in words that somebody can do something about."""
+    if isinstance(error, LidivError):
+        return str(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return (
+            "There was not enough memory for the training. Give the machine more, or raise "
+            "LIDIV_LEARN_MEMORY_BYTES if it is set."
+        )
+    if getattr(error, "errno", None) in _NO_ROOM or shutil.disk_usage(folder).free < _FULL_BYTES:
+        return "There is no room left for the training's files. Make room in LIDIV_STATE."
+    return (
+        f"Something unexpected happened: {type(error).__name__}. "
+        f"{folder / 'process.log'} says more."
+    )
 
 
 def _work(folder: Path, job: Job) -> Outcome:
@@ -194,15 +224,21 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do the run in a folder."""
+    """Do the run in a folder.
+
+    Parameters
+    ----------
+    argv
+        The folder, and the number of the process to end with; its parent if not given.
+    """
     folder = Path(argv[0])
-    parent = os.getppid()
-    _end_with_parent()
+    parent = int(argv[1]) if len(argv) > 1 else os.getppid()
+    end_with_parent(signal.SIGKILL, parent)
     settings = Job.read(folder).settings
     os.nice(settings.nice)
     _be_ended_first()
     if settings.memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (settings.memory_bytes, settings.memory_bytes))
+        resource.setrlimit(resource.RLIMIT_DATA, (settings.memory_bytes, settings.memory_bytes))
     with (folder / "lock").open("w") as lock:
         # Where the parent's death could not be asked for, an earlier one may still be at it.
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -210,20 +246,28 @@ def main(argv: Sequence[str]) -> int:
             return 1
         try:
             outcome = work(folder)
-        except MemoryError:
-            outcome = Outcome(
-                weights=None, verdict={}, error="There was not enough memory for the training."
-            )
-            write_json(folder / _RESULT, asdict(outcome))
+        except StorageError as error:
+            print(error, file=sys.stderr)
+            return UNWRITABLE
         except KeyboardInterrupt:
             return 130
     return 1 if outcome.error else 0
 
 
-def _end_with_parent() -> None:
-    """Let the kernel end this process with the one that started it, where it can."""
+def end_with_parent(number: signal.Signals, parent: int) -> None:
+    """Let the kernel send this process a signal when its parent ends, where it can.
+
+    Parameters
+    ----------
+    number
+        The signal.
+    parent
+        Number of the parent's process. If that has ended already, the signal comes at once.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 def _be_ended_first() -> None:

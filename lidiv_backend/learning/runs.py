@@ -251,15 +251,23 @@ class RunQueue:
         """
         return self._change(run, owner, lease_until=self._clock() + self._lease, **values)
 
-    def release(self, run: int, owner: str) -> bool:
-        """Put a run back into the queue, to be resumed; it does not count as an attempt."""
+    def release(self, run: int, owner: str, *, counts: bool = False) -> bool:
+        """Put a run back into the queue, to be resumed.
+
+        Parameters
+        ----------
+        run, owner
+            Which run, and whose.
+        counts
+            Whether it was an attempt: one that was only asked to stop was none.
+        """
         return self._change(
             run,
             owner,
             state=RunState.QUEUED.value,
             owner_=None,
             lease_until=None,
-            attempts=TrainingRunRow.attempts - 1,
+            attempts=TrainingRunRow.attempts - (0 if counts else 1),
         )
 
     def finish(

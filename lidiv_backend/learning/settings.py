@@ -15,7 +15,7 @@ variable                                what it says
 ``LIDIV_LEARN_HOLDOUT``                 share of the images that is held out; 0.25
 ``LIDIV_LEARN_THREADS``                 CPU threads of a run; half of the cores
 ``LIDIV_LEARN_NICE``                    how far a run steps back behind serving, 0 to 19; 10
-``LIDIV_LEARN_MEMORY_BYTES``            address space that a run may take; 0 for no limit
+``LIDIV_LEARN_MEMORY_BYTES``            memory that a run may take; 0 for no limit
 ``LIDIV_LEARN_KEEP``                    versions that are kept besides those in use; 5
 ``LIDIV_LEARN_SEED``                    of everything random; 0
 ``LIDIV_LEARN_DEVICE``                  ``cpu``, ``cuda``, ...; chosen if not given
@@ -23,6 +23,11 @@ variable                                what it says
 ``LIDIV_LEARN_GATE_OBJECTS``            objects of an image that it measures at most; 3
 ``LIDIV_LEARN_RECONCILE_MINUTES``       time between two comparisons with Label Studio; 15
 ``LIDIV_LEARN_POLL_SECONDS``            time between two looks of an idle worker; 2
+``LIDIV_LEARN_LEASE_SECONDS``           a worker that shows no sign of life for so long counts as
+                                        dead, and its run is taken over; 90
+``LIDIV_LEARN_KEEP_EVENTS_DAYS``        webhook events are kept so long; what they said stays; 30
+``LIDIV_LEARN_KEEP_CLICKS_DAYS``        answers to clicks are kept so long on tasks that nobody
+                                        annotated; those on annotated tasks stay; 90
 ``LIDIV_LEARN_WORKER``                  whether gunicorn starts a worker beside the server; `lidiv
                                         serve` says so unless told otherwise
 ``LIDIV_BASE_DATA``                     data set that must not be forgotten, such as
@@ -73,6 +78,9 @@ class LearningSettings(BaseSettings):
     gate_objects: int = Field(default=3, gt=0)
     reconcile_minutes: float = Field(default=15.0, gt=0)
     poll_seconds: float = Field(default=2.0, gt=0)
+    lease_seconds: float = Field(default=90.0, gt=0)
+    keep_events_days: float = Field(default=30.0, gt=0)
+    keep_clicks_days: float = Field(default=90.0, gt=0)
     worker: bool = False
     base_data: str = Field(default="", validation_alias="LIDIV_BASE_DATA")
 

@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidiv_backend.errors import LidivError
-from lidiv_backend.learning.files import explained
+from lidiv_backend.learning.files import StorageError, explained
 from lidiv_backend.learning.gate import Verdict
 from lidiv_backend.learning.process import (
     TRAINING,
+    UNWRITABLE,
     Job,
     Outcome,
     forget_outcome,
@@ -38,11 +39,18 @@ from lidiv_backend.learning.process import (
     thread_environment,
 )
 from lidiv_backend.learning.registry import SHARED, ModelRegistry, channel_of
-from lidiv_backend.learning.runs import LEASE_SECONDS, RunCause, RunQueue, RunState, TrainingRun
+from lidiv_backend.learning.runs import (
+    LEASE_SECONDS,
+    MAX_ATTEMPTS,
+    RunCause,
+    RunQueue,
+    RunState,
+    TrainingRun,
+)
 from lidiv_backend.learning.schema import now
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.snapshot import Fetch, Snapshot, read_snapshot, take_snapshot
-from lidiv_backend.learning.store import Store
+from lidiv_backend.learning.store import Store, StoreError
 from lidiv_backend.learning.vault import Vault
 from lidiv_backend.training.checkpoints import RunLog
 
@@ -64,6 +72,12 @@ class StoppedError(LidivError):
     """The worker was asked to stop."""
 
     kind = "stopped"
+
+
+class TrainingKilledError(LidivError):
+    """The process of a run was killed; it may be resumed."""
+
+    kind = "killed training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +111,13 @@ def spawn_process(folder: Path, settings: LearningSettings) -> subprocess.Popen[
     """Start the process of a run; what it says goes into its folder."""
     with explained(f"Writing into {folder}"), (folder / "process.log").open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "lidiv_backend.learning.process", str(folder)],
+            [
+                sys.executable,
+                "-m",
+                "lidiv_backend.learning.process",
+                str(folder),
+                str(os.getpid()),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -207,16 +227,28 @@ class Worker:
                 self._queue.release(run.id, self.owner)
             except RunLostError as error:
                 _LOG.warning("%s", error)
+            except TrainingKilledError as error:
+                _LOG.error("%s", error)
+                if run.attempts < MAX_ATTEMPTS:
+                    self._queue.release(run.id, self.owner, counts=True)
+                else:
+                    self._fail(run, str(error))
             except Exception as error:
                 told = error if isinstance(error, LidivError) else None
                 if told is None:
                     _LOG.exception("Run %d failed.", run.id)
                 message = str(told) if told else f"Something unexpected: {type(error).__name__}."
-                with suppress(LidivError):
-                    self._queue.finish(run.id, self.owner, state=RunState.FAILED, message=message)
+                self._fail(run, message)
         after = self._queue.run(run.id)
         _LOG.info("Run %d is %s. %s", run.id, after.state, after.message)
         return after
+
+    def _fail(self, run: TrainingRun, message: str) -> None:
+        """Note that a run failed; a run whose row cannot be written is taken up again later."""
+        with suppress(LidivError):
+            if self._queue.finish(run.id, self.owner, state=RunState.FAILED, message=message):
+                # Failed again and again, their checkpoints would fill the disk.
+                self._tidy(self._folders.run(run.id))
 
     def _process(self, run: TrainingRun, alive: _SignsOfLife) -> None:
         snapshot, base_version = self._frozen(run, alive)
@@ -313,21 +345,29 @@ class Worker:
                     break
                 row: dict[str, Any] = next(reversed(log.rows()), {})
                 progress = {key: row[key] for key in ("step", "seconds", "loss") if key in row}
-                alive.tell(stage=stage_of(folder), progress=progress)
+                try:
+                    alive.tell(stage=stage_of(folder), progress=progress)
+                except StoreError as error:
+                    # It trains on: the lease outlasts a short failure of the database.
+                    _LOG.warning("How far run %s is cannot be told. %s", folder.name, error)
         finally:
             _end(process)
         outcome = read_outcome(folder)
-        if outcome is None:
-            raise LidivError(
-                f"The process of the run ended with status {process.returncode} and no result.",
-                remedy=f"{folder / 'process.log'} says more; a status of -9 is often a lack of "
-                "memory.",
+        if outcome is not None:
+            return outcome
+        if process.returncode == UNWRITABLE:
+            raise StorageError(
+                "There was no room left even for the result of the run.",
+                remedy="Make room in LIDIV_STATE.",
             )
-        return outcome
+        ended = f"The process of the run ended with status {process.returncode} and no result."
+        if process.returncode < 0:
+            raise TrainingKilledError(ended, remedy="Perhaps the machine has too little memory.")
+        raise LidivError(ended, remedy=f"{folder / 'process.log'} says more.")
 
     def _tidy(self, folder: Path) -> None:
         """Delete what nobody needs any more."""
-        for name in ("checkpoint", "weights"):
+        for name in ("checkpoint", "checkpoint.part", "checkpoint.old", "weights"):
             shutil.rmtree(folder / TRAINING / name, ignore_errors=True)
         self._registry.prune(protected=self._queue.versions_in_work())
 

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=settings.log_level, format="%(message)s")
     store = Store(settings.database)
     try:
-        queue = RunQueue(store)
+        queue = RunQueue(store, lease_seconds=learning.lease_seconds)
         project = None if args.project is None else find_project(store, args.project)
         if project is None and not learning.shared:
             raise BadRequestError(

@@ -8,15 +8,18 @@ a GPU survive one.
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
+import threading
 from typing import Any
 
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.server.settings import Settings
+from lidiv_backend.server.worker import WORKER_COMMAND, watch
 
 _settings = Settings.from_environment()
-_learner: subprocess.Popen[bytes] | None = None
+# The worker that learns has so long to write a checkpoint and to give its run back.
+_STOP_SECONDS = 25.0
+_stop = threading.Event()
+_learner: threading.Thread | None = None
 
 bind = _settings.bind
 workers = _settings.workers
@@ -45,17 +48,22 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Start the worker that learns, if it is wanted beside the server."""
+    """Start the worker that learns, if it is wanted beside the server, and watch over it."""
     global _learner
     if LearningSettings.from_environment().worker:
-        command = [sys.executable, "-m", "lidiv_backend.cli", "worker", "--with-parent"]
-        _learner = subprocess.Popen(command)  # noqa: S603 - our own command
+        # The kernel ends the worker with the thread that started it, so this one lasts as long as
+        # the server.
+        _learner = threading.Thread(
+            target=watch, args=(WORKER_COMMAND, _stop), name="watch-worker", daemon=True
+        )
+        _learner.start()
 
 
 def on_exit(server: Any) -> None:
     """End the worker that learns with the server."""
+    _stop.set()
     if _learner is not None:
-        _learner.terminate()
+        _learner.join(_STOP_SECONDS)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -6,7 +6,6 @@ A small process watches over the one that works, and starts it again if it is ki
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import signal
@@ -14,11 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lidiv_backend.errors import LidivError
+from lidiv_backend.learning.process import end_with_parent
+from lidiv_backend.learning.retention import Retention, tidy_up
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.store import Failure, Store
 from lidiv_backend.server.connections import find_connection, image_source
@@ -27,10 +28,15 @@ from lidiv_backend.server.settings import Settings
 if TYPE_CHECKING:
     from lidiv_backend.learning.worker import Worker
 
+#: The worker that is watched over.
+WORKER_COMMAND = (sys.executable, "-m", "lidiv_backend.cli", "worker", "--unwatched")
+
 _LOG = logging.getLogger(__name__)
 # A worker that ends by itself is started again after so long, doubled each time up to the second.
 _RESTART_SECONDS = (1.0, 60.0)
-_PR_SET_PDEATHSIG = 1
+_Result = TypeVar("_Result")
+# Old rows and files are looked for so often.
+_TIDY_SECONDS = 6 * 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--once", action="store_true", help="do what is due, and end (with --unwatched)"
     )
-    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--with-parent", type=int, metavar="PID", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     LidivError
         If a setting is wrong, or the database cannot be opened.
     """
-    if args.with_parent and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if args.with_parent is not None:
+        end_with_parent(signal.SIGTERM, args.with_parent)
     settings, learning = Settings.from_environment(), LearningSettings.from_environment()
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     with stopped_by_signals() as stop:
         if args.unwatched or args.once:
             return _work(settings, learning, stop, once=args.once)
-        return watch([sys.executable, "-m", "lidiv_backend.cli", "worker", "--unwatched"], stop)
+        return watch(WORKER_COMMAND, stop)
 
 
 @contextmanager
@@ -92,11 +98,15 @@ def _work(
     try:
         worker = build_worker(settings, learning, store, stop)
         _LOG.info("The worker begins; it learns after %d annotations.", learning.after)
+        retention = Retention(
+            events_days=learning.keep_events_days, clicks_days=learning.keep_clicks_days
+        )
         rounds(
             worker.step,
             lambda: reconcile_all(settings, store),
             learning,
             stop,
+            tidy=lambda: tidy_up(store, settings.state_folder, retention, stop=stop),
             once=once,
         )
     finally:
@@ -104,20 +114,21 @@ def _work(
     return 0
 
 
-def watch(command: list[str], stop: threading.Event) -> int:
+def watch(command: Sequence[str], stop: threading.Event) -> int:
     """Run a command again and again until asked to stop.
 
     Parameters
     ----------
     command
-        What to run; it ends when this process does.
+        What to run; it ends with the thread that calls this.
     stop
         Set to end it.
     """
     pause, longest = _RESTART_SECONDS
     while not stop.is_set():
         started = time.monotonic()
-        child = subprocess.Popen([*command, "--with-parent"])  # noqa: S603 - our own command
+        words = [*command, "--with-parent", str(os.getpid())]
+        child = subprocess.Popen(words)  # noqa: S603 - our own command
         while child.poll() is None and not stop.is_set():
             with suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=0.5)
@@ -154,7 +165,7 @@ def build_worker(
     images = image_source(settings)
     return Worker(
         store=store,
-        queue=RunQueue(store),
+        queue=RunQueue(store, lease_seconds=learning.lease_seconds),
         registry=ModelRegistry(settings.state_folder, base=settings.preset, keep=learning.keep),
         folders=StateFolders(state=settings.state_folder),
         settings=learning,
@@ -162,6 +173,7 @@ def build_worker(
             address, find_connection(settings, store, project), task=task
         ),
         stop=stop,
+        lease_seconds=learning.lease_seconds,
     )
 
 
@@ -171,9 +183,10 @@ def rounds(
     learning: LearningSettings,
     stop: threading.Event,
     *,
+    tidy: Callable[[], object] = lambda: None,
     once: bool = False,
 ) -> None:
-    """Reconcile and work, again and again.
+    """Reconcile, work and tidy up, again and again; what fails is logged, and tried again.
 
     Parameters
     ----------
@@ -185,23 +198,35 @@ def rounds(
         How often.
     stop
         Set to end it.
+    tidy
+        Deletes what nobody needs any more.
     once
         End when nothing is due any more.
     """
-    next_comparison = 0.0
+    next_comparison = next_tidying = 0.0
     while not stop.is_set():
-        try:
-            if time.monotonic() >= next_comparison:
-                next_comparison = time.monotonic() + 60 * learning.reconcile_minutes
-                compare()
-            if step():
-                continue
-        except LidivError as error:
-            # The database or the disk: both may come back.
-            _LOG.error("%s", error)
+        if time.monotonic() >= next_comparison:
+            next_comparison = time.monotonic() + 60 * learning.reconcile_minutes
+            _attempt(compare)
+        if _attempt(step):
+            continue
+        if time.monotonic() >= next_tidying:
+            next_tidying = time.monotonic() + _TIDY_SECONDS
+            _attempt(tidy)
         if once:
             return
         stop.wait(learning.poll_seconds)
+
+
+def _attempt(work: Callable[[], _Result]) -> _Result | None:
+    """Do something; give None where that fails: the database or the disk may come back."""
+    try:
+        return work()
+    except LidivError as error:
+        _LOG.error("%s", error)
+    except Exception:
+        _LOG.exception("The worker goes on after something unexpected.")
+    return None
 
 
 def reconcile_all(settings: Settings, store: Store) -> None:

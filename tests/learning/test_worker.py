@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,9 @@ from lidiv_backend.evaluation.measures import Interval
 from lidiv_backend.learning.gate import Comparison, Verdict
 from lidiv_backend.learning.process import Outcome
 from lidiv_backend.learning.registry import BASE, SHARED, ModelRegistry, channel_of
-from lidiv_backend.learning.runs import RunCause, RunQueue, RunState
+from lidiv_backend.learning.runs import MAX_ATTEMPTS, RunCause, RunQueue, RunState
 from lidiv_backend.learning.settings import LearningSettings
-from lidiv_backend.learning.store import Store
+from lidiv_backend.learning.store import Store, StoreError
 from lidiv_backend.learning.worker import StateFolders, Worker
 from lidiv_backend.model import load_model
 from tests.learning.conftest import MakeWeights
@@ -165,16 +166,76 @@ def test_a_button_starts_a_run_at_once(
     assert make_worker(good(candidate)).step()
 
 
-def test_a_process_that_dies_fails_the_run_and_not_the_worker(
+def test_a_process_that_is_killed_is_resumed_until_that_is_hopeless(
     make_worker: MakeWorker, lab: Lab, queue: RunQueue, models: ModelRegistry
 ) -> None:
     annotate(lab, 0, 1, 2, 3)
-    worker = make_worker(Script(None, code="import os; os.kill(os.getpid(), 9)"))
+    killed = Script(None, code="import os; os.kill(os.getpid(), 9)")
+    worker = make_worker(killed)
+    for attempt in range(1, MAX_ATTEMPTS):
+        assert worker.step()
+        (run,) = queue.runs()
+        assert (run.state, run.attempts) == (RunState.QUEUED, attempt)
     assert worker.step()
     (run,) = queue.runs()
     assert run.state is RunState.FAILED
     assert "status -9" in run.message
+    assert "too little memory" in run.message
+    assert len(set(killed.folders)) == 1
     assert models.versions() == []
+
+
+def test_a_process_that_is_killed_once_comes_to_a_verdict(
+    make_worker: MakeWorker, lab: Lab, queue: RunQueue, candidate: Path
+) -> None:
+    annotate(lab, 0, 1, 2, 3)
+    make_worker(Script(None, code="import os; os.kill(os.getpid(), 9)")).step()
+    assert make_worker(good(candidate)).step()
+    (run,) = queue.runs()
+    assert (run.state, run.attempts, run.promoted) == (RunState.DONE, 2, True)
+
+
+def test_a_process_that_ends_without_a_word_fails_the_run(
+    make_worker: MakeWorker, lab: Lab, queue: RunQueue, tmp_path: Path
+) -> None:
+    annotate(lab, 0, 1, 2, 3)
+    script = Script(None, code="raise SystemExit(3)")
+    left = tmp_path / "state" / "runs" / "1" / "training" / "checkpoint" / "weights"
+    script.meanwhile = lambda: left.mkdir(parents=True)
+    assert make_worker(script).step()
+    (run,) = queue.runs()
+    assert run.state is RunState.FAILED
+    assert "status 3" in run.message
+    # Otherwise a run that fails every hour fills the disk.
+    assert not left.parent.exists()
+
+
+def test_a_database_that_is_away_for_a_moment_does_not_end_the_training(
+    make_worker: MakeWorker, lab: Lab, queue: RunQueue, candidate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    annotate(lab, 0, 1, 2, 3)
+    held: list[Any] = []
+    beat = queue.beat
+
+    def flaky(run: int, owner: str, **values: Any) -> bool:
+        if "progress" in values:
+            held.pop().close()  # which lets the process end
+            raise StoreError("The database is locked.")
+        return beat(run, owner, **values)
+
+    monkeypatch.setattr(queue, "beat", flaky)
+    script = good(candidate)
+
+    def spawn(folder: Path, settings: LearningSettings) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE)
+        script(folder, settings).wait()
+        assert process.stdin is not None
+        held.append(process.stdin)
+        return process
+
+    assert make_worker(spawn).step()
+    assert queue.runs()[0].promoted
 
 
 def test_an_error_of_the_process_is_told(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_a_worker_that_is_killed_is_started_again(
 import os, pathlib, sys, time
 path = pathlib.Path({str(starts)!r})
 with path.open("a") as file:
-    file.write(sys.argv[1] + "\\n")
+    file.write(" ".join(sys.argv[1:]) + "\\n")
 if len(path.read_text().splitlines()) < 3:
     os.kill(os.getpid(), 9)
 time.sleep(600)
@@ -47,7 +48,7 @@ time.sleep(600)
     stop.set()
     watching.join(60)
     assert not watching.is_alive()
-    assert starts.read_text().splitlines() == ["--with-parent"] * 3
+    assert starts.read_text().splitlines() == [f"--with-parent {os.getpid()}"] * 3
 
 
 def test_it_compares_first_and_outlives_what_goes_wrong() -> None:
@@ -61,8 +62,12 @@ def test_it_compares_first_and_outlives_what_goes_wrong() -> None:
             stop.set()
         return False
 
-    rounds(step, lambda: done.append("compare"), SETTINGS, stop)
-    assert done == ["compare", "step", "step", "step", "step"]
+    def compare() -> None:
+        done.append("compare")
+        raise ValueError("Label Studio says something that nobody thought of.")
+
+    rounds(step, compare, SETTINGS, stop, tidy=lambda: done.append("tidy"))
+    assert done == ["compare", "step", "tidy", "step", "step", "step"]
 
 
 def test_once_it_ends_when_nothing_is_due() -> None:
