@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import case, delete, func, select
+from sqlalchemy import case, delete, func, literal, select
 from sqlalchemy.orm import Session, aliased
 
 from lidiv_backend.learning.schema import AcceptedMaskRow, AnnotationRow, InteractionRow, now
@@ -59,12 +59,16 @@ class Cost:
         Masks for which the annotator looked at another proposal than the first.
     seconds
         From the first click until the annotation was saved; None where that is not known.
+    first_day, last_day
+        When they were made, in UTC.
     """
 
     masks: int
     clicks: Spread
     stepped: int
     seconds: Spread | None
+    first_day: date
+    last_day: date
 
 
 def note_accepted(session: Session, row: AnnotationRow, *, live: bool) -> None:
@@ -143,6 +147,11 @@ def forget_accepted(session: Session, project: str, numbers: Sequence[int]) -> N
     )
 
 
+def cost_of_all(store: Store, *, since: date, project: str | None = None) -> Cost | None:
+    """Count what accepted masks cost altogether; None if there are none. See `cost_by_day`."""
+    return _costs(store, literal(0), since, project).get(0)
+
+
 def cost_by_day(store: Store, *, since: date, project: str | None = None) -> dict[date, Cost]:
     """Count what accepted masks cost, for each day on which there were any.
 
@@ -176,19 +185,23 @@ def _costs(store: Store, key: Any, since: date, project: str | None) -> dict[Any
     clicks: dict[Any, dict[int, int]] = defaultdict(dict)
     seconds: dict[Any, dict[int, int]] = defaultdict(dict)
     stepped: dict[Any, int] = defaultdict(int)
+    days: dict[Any, list[date]] = defaultdict(list)
     with store.reading() as session:
-        for group, value, count, steps in session.execute(
+        for group, value, count, steps, first, last in session.execute(
             select(
                 key,
                 AcceptedMaskRow.clicks,
                 func.count(),
                 func.sum(case((AcceptedMaskRow.steps > 0, 1), else_=0)),
+                func.min(AcceptedMaskRow.day),
+                func.max(AcceptedMaskRow.day),
             )
             .where(*wanted)
             .group_by(key, AcceptedMaskRow.clicks)
         ):
             clicks[group][value] = count
             stepped[group] += int(steps)
+            days[group] += [first, last]
         for group, value, count in session.execute(
             select(key, AcceptedMaskRow.seconds, func.count())
             .where(*wanted, AcceptedMaskRow.seconds.is_not(None))
@@ -201,6 +214,8 @@ def _costs(store: Store, key: Any, since: date, project: str | None) -> dict[Any
             clicks=spread_of(histogram),
             stepped=stepped[group],
             seconds=spread_of(seconds[group]) if group in seconds else None,
+            first_day=min(days[group]),
+            last_day=max(days[group]),
         )
         for group, histogram in clicks.items()
     }
@@ -249,6 +264,6 @@ def _whole_seconds(taken: timedelta) -> int:
     return min(max(round(taken.total_seconds()), 0), MAX_SECONDS)
 
 
-def days_ago(days: int, *, clock: datetime | None = None) -> date:
+def days_ago(days: int) -> date:
     """Give the day so many days before today, in UTC."""
-    return ((clock or now()) - timedelta(days=days)).date()
+    return (now() - timedelta(days=days)).date()

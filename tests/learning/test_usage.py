@@ -133,6 +133,12 @@ def test_costs_counted_by_hand(store: Store) -> None:
         "v2": (1, 1),
     }
     assert versions["v2"].clicks.mean == 4.0
+    assert (versions["v1"].first_day, versions["v1"].last_day) == (monday.date(), monday.date())
+    everything = usage.cost_of_all(store, since=EVER)
+    assert everything is not None
+    assert (everything.masks, everything.clicks.mean) == (4, 2.5)
+    assert (everything.first_day, everything.last_day) == (monday.date(), tuesday.date())
+    assert usage.cost_of_all(store, since=date(2027, 1, 1)) is None
     assert list(usage.cost_by_day(store, since=tuesday.date())) == [tuesday.date()]
     assert usage.cost_by_day(store, since=EVER, project="another") == {}
 
