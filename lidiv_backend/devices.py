@@ -34,10 +34,10 @@ def place(module: nn.Module, device: torch.device) -> None:
 
 
 def best_precision(device: torch.device) -> str:
-    """``bfloat16`` where the device has matrix units for it, else ``float32``.
+    """``bfloat16`` where the device has units for it, else ``float32``.
 
     Without them bfloat16 is slower than float32.
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"

@@ -159,7 +159,9 @@ class TestSplitProjection:
             assert hypercolumn.shape[1] == 1479
             layer1 = nn.Conv2d(1479, 64, 1)
             parts = [network.project_rgb, *network.project_levels, network.project_prompt]
-            layer1.weight.copy_(torch.cat([part.weight for part in parts], 1))
+            scales = [1.0] + [network.level_scale] * len(features) + [network.prompt_scale]
+            weights = [part.weight * scale for part, scale in zip(parts, scales, strict=True)]
+            layer1.weight.copy_(torch.cat(weights, 1))
             layer1.bias.copy_(network.project_rgb.bias)
             expected = layer1(hypercolumn)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
