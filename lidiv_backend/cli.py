@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("lidiv_backend.server.models", "List, promote and roll back what was learnt."),
     "worker": ("lidiv_backend.server.worker", "Learn from accepted annotations, beside serving."),
     "finetune": ("lidiv_backend.server.finetune", "Learn from accepted annotations now."),
+    "backup": ("lidiv_backend.server.backup", "Write all that must last into one file."),
+    "restore": ("lidiv_backend.server.restore", "Put back what `lidiv backup` wrote."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
     "connect": (
         "lidiv_backend.labelstudio.connect_command",

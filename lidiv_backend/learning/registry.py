@@ -158,7 +158,7 @@ class ModelRegistry:
         """
         version = load_model(weights).version
         target = self._folder(version)
-        with self._locked():
+        with self.locked():
             place_folder(weights, target, extra={_REPORT: encode_json(dict(report))})
         return version
 
@@ -230,7 +230,7 @@ class ModelRegistry:
             If it is damaged; then the pointer stays.
         """
         load_model(self.source(version))
-        with self._locked():
+        with self.locked():
             now = self.pointer(channel)
             if now.version == version:
                 return True
@@ -252,7 +252,7 @@ class ModelRegistry:
         BadRequestError
             If there is none before it that can be used.
         """
-        with self._locked():
+        with self.locked():
             now = self.pointer(channel)
             for place, version in enumerate(now.history):
                 if self._is_usable(version):
@@ -313,7 +313,7 @@ class ModelRegistry:
         list of str
             What was deleted.
         """
-        with self._locked():
+        with self.locked():
             needed = set(protected)
             for channel in self.channels():
                 pointer = self.pointer(channel)
@@ -359,7 +359,7 @@ class ModelRegistry:
         )
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Let one process at a time change what is kept; readers need no lock."""
         with explained("Locking the versions"):
             self._state.mkdir(parents=True, exist_ok=True)
