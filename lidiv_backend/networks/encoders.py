@@ -79,7 +79,7 @@ class Vgg19(Encoder):
         LevelSpec(name="relu5_2", channels=512, stride=16),
     )
     #: Convolutions of each of the five blocks, as far as a level needs them.
-    _blocks: ClassVar[tuple[tuple[str, ...], ...]] = (
+    blocks: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("conv1_1", "conv1_2"),
         ("conv2_1", "conv2_2"),
         ("conv3_1", "conv3_2", "conv3_3", "conv3_4"),
@@ -91,7 +91,7 @@ class Vgg19(Encoder):
         super().__init__()
         self.input = nn.Conv2d(3, 3, 1)
         channels = 3
-        for block, level in zip(self._blocks, self.levels, strict=True):
+        for block, level in zip(self.blocks, self.levels, strict=True):
             for convolution in block:
                 self.add_module(convolution, nn.Conv2d(channels, level.channels, 3, padding=1))
                 channels = level.channels
@@ -100,7 +100,7 @@ class Vgg19(Encoder):
         """See `Encoder.forward`."""
         x = self.input(rgb)
         features = []
-        for number, block in enumerate(self._blocks):
+        for number, block in enumerate(self.blocks):
             if number:
                 # Odd sizes keep their last row and column, so that a level covers the image.
                 x = F.max_pool2d(x, 2, ceil_mode=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lidiv_backend.errors import WeightsError
-from lidiv_backend.networks.encoders import ENCODERS, LevelSpec
+from lidiv_backend.networks.dos import FullyConvolutional
+from lidiv_backend.networks.encoders import ENCODERS, Encoder, LevelSpec, Vgg19
 from lidiv_backend.networks.prompt import Prompt, PromptChannels
 
 #: Slope of every leaky ReLU in the paper's networks.
@@ -43,9 +44,10 @@ class ProposalConfig:
     Parameters
     ----------
     architecture
-        ``hypercolumn`` (the paper's) or ``pyramid``.
+        ``hypercolumn`` (the paper's), ``pyramid``, or ``dos``, which the paper compares with.
     encoder
-        Key in `ENCODERS`, or None: RGB alone ("without augmented input" in Table 3).
+        Key in `ENCODERS`, or None: RGB alone ("without augmented input" in Table 3; ``dos``, which
+        has convolutions of its own).
     heads
         M.
     width
@@ -228,6 +230,38 @@ class HypercolumnNetwork(ProposalNetwork):
         (image,) = projected
         channels = self.config.prompt.draw(prompt, (image.shape[-2], image.shape[-1]))
         return Decoded(self.body(image + self.project_prompt(channels * self.prompt_scale)), ())
+
+
+class DosNetwork(ProposalNetwork):
+    """The network of deep object selection as an f: RGB and distance maps in, a mask out."""
+
+    output_stride = 1
+    multiple = 1
+    #: Key in `ENCODERS` of the weights that training begins with.
+    begins_with = Vgg19.name
+
+    def __init__(self, config: ProposalConfig) -> None:
+        super().__init__(config)
+        if config.encoder is not None:
+            raise WeightsError(
+                f"'dos' takes no features of '{config.encoder}': it is an encoder itself.",
+                remedy="Set proposal.encoder=null.",
+            )
+        self.body = FullyConvolutional(config.prompt.count, config.heads)
+
+    def begin_with(self, vgg: Encoder) -> None:
+        """Take over the weights of `begins_with`; training goes on from them."""
+        self.body.trunk.load_state_dict(vgg.state_dict())
+
+    def project(self, rgb: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """See `ProposalNetwork.project`; one map, (B, 64, H, W)."""
+        return (self.body.begin(rgb),)
+
+    def forward(self, projected: Sequence[Tensor], prompt: Prompt) -> Decoded:
+        """See `ProposalNetwork.forward`."""
+        (begun,) = projected
+        channels = self.config.prompt.draw(prompt, (begun.shape[-2], begun.shape[-1]))
+        return Decoded(self.body(begun, channels), ())
 
 
 class _Convolution(nn.Sequential):
@@ -419,6 +453,7 @@ def _upsample(x: Tensor, like: Tensor) -> Tensor:
 ARCHITECTURES: dict[str, type[ProposalNetwork]] = {
     "hypercolumn": HypercolumnNetwork,
     "pyramid": PyramidNetwork,
+    "dos": DosNetwork,
 }
 
 

@@ -27,10 +27,14 @@ class SelectionConfig:
         ``can`` (the paper's) or ``pooled``.
     heads
         M.
+    clicks, distances
+        Whether it sees the click maps and the distance transforms; ``can`` only.
     """
 
     architecture: str = "can"
     heads: int = 6
+    clicks: bool = True
+    distances: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``model.json``."""
@@ -39,6 +43,9 @@ class SelectionConfig:
 
 class SelectionNetwork(nn.Module, abc.ABC):
     """g: one number for each mask."""
+
+    #: Whether `score` is the IoU that is expected of a mask, rather than the mask's share of trust.
+    expects_iou: bool = False
 
     def __init__(self, config: SelectionConfig) -> None:
         super().__init__()
@@ -79,12 +86,13 @@ class SelectionNetwork(nn.Module, abc.ABC):
 class CanSelection(SelectionNetwork):
     """The paper's g: Table 1 without layer 1, then global average pooling.
 
-    It sees X, S_p, S_n, T_p, T_n and the M masks at full resolution: 7 + M channels.
+    It sees X, S_p, S_n, T_p, T_n and the M masks at full resolution: 7 + M channels, or less of
+    them in the ablations.
     """
 
     def __init__(self, config: SelectionConfig) -> None:
         super().__init__(config)
-        self.prompt = PromptChannels()
+        self.prompt = PromptChannels(clicks=config.clicks, distances=config.distances)
         self.body = ContextAggregation(3 + self.prompt.count + config.heads, config.heads)
 
     def forward(
@@ -110,6 +118,8 @@ class PooledSelection(SelectionNetwork):
     The same small network rates every mask, so the order of the masks cannot matter and nothing
     needs to be shuffled. Its output is the logit of the expected IoU.
     """
+
+    expects_iou = True
 
     def __init__(self, config: SelectionConfig) -> None:
         super().__init__(config)

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopRequest:
+class StopSwitch:
     """Says when to stop; as a context manager it also listens to Ctrl+C.
 
     A second Ctrl+C stops at once. Outside the main thread, where Python handles no signals, only
@@ -22,19 +22,16 @@ class StopRequest:
 
     Parameters
     ----------
-    accelerator
-        All its processes stop after the same step.
     seconds
         From now; None for no limit.
     """
 
-    def __init__(self, accelerator: Accelerator, *, seconds: float | None) -> None:
+    def __init__(self, *, seconds: float | None) -> None:
         self.interrupted = False
-        self._accelerator = accelerator
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
@@ -56,9 +53,29 @@ class StopRequest:
         self.interrupted = True
 
     def is_due(self) -> bool:
-        """Whether to stop now; every process has to ask after the same step."""
+        """Whether to stop now."""
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        due = self.interrupted or late
+        return self.interrupted or late
+
+
+class StopRequest(StopSwitch):
+    """A switch for several processes, which stop after the same step.
+
+    Parameters
+    ----------
+    accelerator
+        Of these processes.
+    seconds
+        From now; None for no limit.
+    """
+
+    def __init__(self, accelerator: Accelerator, *, seconds: float | None) -> None:
+        super().__init__(seconds=seconds)
+        self._accelerator = accelerator
+
+    def is_due(self) -> bool:
+        """Whether to stop now; every process has to ask after the same step."""
+        due = super().is_due()
         if self._accelerator.num_processes == 1:
             return due
         # Processes that stop after different steps would wait for each other forever.

@@ -32,6 +32,7 @@ from lidiv_backend.model import (
 )
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
+from lidiv_backend.networks.proposal import DosNetwork
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.batches import Batch
 from lidiv_backend.training.checkpoints import CheckpointFolder, CheckpointNote, RunLog
@@ -152,6 +153,8 @@ class Trainer:
             self.encoder = build_encoder(config.proposal.encoder)
             place(self.encoder, self.device)
         self.proposal, self.selection = build_networks(config.proposal, config.selection)
+        if isinstance(self.proposal, DosNetwork):
+            self.proposal.begin_with(build_encoder(DosNetwork.begins_with))
         self.progress = _Progress()
         self.recent: deque[dict[str, float]] = deque(maxlen=200)
         self.wins = np.zeros(config.proposal.heads)

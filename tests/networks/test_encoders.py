@@ -75,7 +75,7 @@ class TestVgg19:
         assert isinstance(encoder, Vgg19)
         theirs = torchvision.models.vgg19(weights=None).features[:32].eval()
         convolutions = [layer for layer in theirs if isinstance(layer, nn.Conv2d)]
-        ours = [encoder.get_submodule(name) for block in encoder._blocks for name in block]
+        ours = [encoder.get_submodule(name) for block in encoder.blocks for name in block]
         for layer, mine in zip(convolutions, ours, strict=True):
             layer.load_state_dict(mine.state_dict())
         rgb = torch.rand(1, 3, 64, 48)

@@ -13,12 +13,13 @@ from torch.nn import functional as F  # noqa: N812
 
 from lidiv_backend.clicks import Click, click_maps, distance_maps, pack_clicks
 from lidiv_backend.errors import WeightsError
-from lidiv_backend.networks.encoders import ENCODERS, Encoder, build_encoder
+from lidiv_backend.networks.encoders import ENCODERS, Encoder, Vgg19, build_encoder
 from lidiv_backend.networks.prompt import Prompt, PromptChannels
 from lidiv_backend.networks.proposal import (
     ARCHITECTURES,
     BODIES,
     ContextAggregation,
+    DosNetwork,
     HypercolumnNetwork,
     ProposalConfig,
     ProposalNetwork,
@@ -190,6 +191,8 @@ def walk() -> list[ProposalConfig]:
                 for encoder in (None, *ENCODERS)
                 for body in BODIES
             ]
+        elif architecture == "dos":
+            configs.append(ProposalConfig(architecture=architecture, encoder=None, prompt=prompt))
         else:
             configs += [
                 ProposalConfig(architecture=architecture, encoder=encoder, prompt=prompt)
@@ -243,7 +246,72 @@ def test_configs_survive_json() -> None:
         assert ProposalConfig.from_json(config.to_json()) == config
 
 
+class TestDos:
+    """The network of Xu et al. in the literal form: a widened VGG-19 with skip connections."""
+
+    def network(self) -> DosNetwork:
+        torch.manual_seed(1)
+        prompt = PromptChannels(clicks=False)
+        config = ProposalConfig(architecture="dos", encoder=None, heads=1, prompt=prompt)
+        network = build_proposal_network(config)
+        assert isinstance(network, DosNetwork)
+        return network
+
+    def test_equals_the_literal_form(
+        self, encoders: Callable[[str | None], Encoder | None]
+    ) -> None:
+        network, vgg = self.network(), encoders("vgg19")
+        assert isinstance(vgg, Vgg19)
+        network.begin_with(vgg)
+        nn.init.normal_(network.body.widening.weight, std=0.1)
+        size = (53, 70)
+        rgb, prompt = torch.rand(1, 3, *size), prompt_for(size)
+        maps = distance_maps(prompt.clicks, size)
+        with torch.no_grad():
+            found = network(network.project(rgb, ()), prompt).logits
+            first = nn.Conv2d(5, 64, 3, padding=1)
+            first.weight.copy_(torch.cat([vgg.conv1_1.weight, network.body.widening.weight], 1))
+            first.bias.copy_(vgg.conv1_1.bias)
+            # VGG's own 1x1 layer before conv1_1 leaves the maps alone.
+            x = F.relu(first(torch.cat([vgg.input(rgb), maps], 1)))
+            x = F.max_pool2d(F.relu(vgg.conv1_2(x)), 2, ceil_mode=True)
+            x = F.relu(vgg.conv2_2(F.relu(vgg.conv2_1(x))))
+            x = F.max_pool2d(x, 2, ceil_mode=True)
+            pooled = []
+            for names in (
+                ("conv3_1", "conv3_2", "conv3_3", "conv3_4"),
+                ("conv4_1", "conv4_2", "conv4_3", "conv4_4"),
+                ("conv5_1", "conv5_2"),
+            ):
+                for name in names:
+                    x = F.relu(getattr(vgg, name)(x))
+                x = F.max_pool2d(x, 2, ceil_mode=True)
+                pooled.append(x)
+            body = network.body
+            total = body.score5(body.context(pooled[2]))
+            for score, seen in ((body.score4, pooled[1]), (body.score3, pooled[0])):
+                up = F.interpolate(total, seen.shape[-2:], mode="bilinear", align_corners=False)
+                total = up + score(seen)
+            expected = F.interpolate(total, size, mode="bilinear", align_corners=False)
+        assert [tuple(x.shape[-2:]) for x in pooled] == [(7, 9), (4, 5), (2, 3)]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    def test_begins_blind_to_clicks(self) -> None:
+        """As Xu et al. have it: what is new in the first convolution begins at zero."""
+        network = self.network()
+        rgb = torch.rand(1, 3, 32, 40)
+        with torch.no_grad():
+            begun = network.project(rgb, ())
+            one = network(begun, prompt_for((32, 40))).logits
+            other = network(begun, Prompt(clicks=pack_clicks([[Click(x=1, y=1)]]))).logits
+        assert torch.equal(one, other)
+
+
 class TestRefusals:
+    def test_dos_on_features_of_another_encoder(self) -> None:
+        with pytest.raises(WeightsError, match="is an encoder itself"):
+            build_proposal_network(ProposalConfig(architecture="dos", encoder="vgg19"))
+
     @pytest.mark.parametrize("field", ["architecture", "encoder", "body"])
     def test_unknown_names(self, field: str) -> None:
         with pytest.raises(WeightsError, match=f"The {field} of f is 'x'.*newer version"):
