@@ -198,6 +198,11 @@ class Predictor:
         """Name and checksum of the weights."""
         return self.model.version
 
+    @property
+    def expects_iou(self) -> bool:
+        """Whether a proposal's score is the IoU that is expected of it."""
+        return self._selection is not None and self._selection.expects_iou
+
     def embed(self, rgb: NDArray[np.uint8]) -> ImageEmbedding:
         """Compute everything that no click changes, once for an image.
 

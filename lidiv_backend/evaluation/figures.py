@@ -136,6 +136,48 @@ def draw_alternatives(summaries: Sequence[Summary]) -> bytes:
     return _png(figure)
 
 
+def draw_calibration(summaries: Sequence[Summary]) -> bytes:
+    """Draw real against expected IoU of the masks that were shown, a panel for each data set.
+
+    Parameters
+    ----------
+    summaries
+        All by the same protocol, of methods that expect an IoU.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    data_sets = list(dict.fromkeys(summary.data_set for summary in summaries))
+    figure, panels = _figure(len(data_sets))
+    for panel, data_set in zip(panels, data_sets, strict=True):
+        panel.plot([0, 1], [0, 1], ":", color="#888888", label="as expected")
+        for summary in summaries:
+            if summary.data_set != data_set or summary.calibration is None:
+                continue
+            look, bins = look_of(summary.method), summary.calibration.bins
+            most = max(entry.count for entry in bins)
+            expected, real = ([entry.expected for entry in bins], [entry.real for entry in bins])
+            panel.plot(
+                expected,
+                real,
+                color=look.colour,
+                label=f"{look.title}: calibration error {summary.calibration.error:.3f}",
+            )
+            sizes = [12 + 140 * entry.count / most for entry in bins]
+            panel.scatter(expected, real, s=sizes, color=look.colour, alpha=0.6)
+        panel.set(
+            title=data_set,
+            xlabel="IoU that was expected",
+            ylabel="IoU that it was",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
+    _legend(figure, panels)
+    return _png(figure)
+
+
 def draw_series(series: Sequence[Series], *, xlabel: str, ylabel: str) -> bytes:
     """Draw Figure 5: clicks against M.
 

@@ -72,6 +72,40 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """Masks of which about the same IoU was expected.
+
+    Parameters
+    ----------
+    count
+        How many.
+    expected, real
+        Means of the IoU that was expected and of the one that they had.
+    """
+
+    count: int
+    expected: float
+    real: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How far the expected IoU of the masks that were shown can be believed.
+
+    Parameters
+    ----------
+    bins
+        Of equal width over [0, 1], without empty ones, in ascending order.
+    error
+        Expected calibration error: mean over all masks of how far their bin's expected IoU is from
+        its real one.
+    """
+
+    bins: tuple[Bin, ...]
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """One method on one data set by one protocol.
 
@@ -103,6 +137,8 @@ class Summary:
         Of embedding and first prediction together.
     proposals
         Mean number of proposals.
+    calibration
+        Of the expected IoU; None for methods that expect none.
     """
 
     method: str
@@ -122,6 +158,7 @@ class Summary:
     click_seconds: Seconds
     first_mask_seconds: Seconds
     proposals: float
+    calibration: Calibration | None = None
 
     def at(self, iou: float) -> TargetSummary:
         """Look up the summary of one target IoU."""
@@ -286,6 +323,35 @@ def _further_clicks(trace: Trace) -> list[bool]:
     ]
 
 
+def calibrate(pairs: Sequence[tuple[float, float]], *, bins: int = 10) -> Calibration | None:
+    """Compare expected with real IoU.
+
+    Parameters
+    ----------
+    pairs
+        Expected and real IoU of each mask, both in [0, 1].
+    bins
+        Number of bins.
+
+    Returns
+    -------
+    Calibration or None
+        None if there is no pair.
+    """
+    if not pairs:
+        return None
+    values = np.array(pairs, dtype=np.float64)
+    places = np.minimum((values[:, 0] * bins).astype(int), bins - 1)
+    groups = [values[places == place] for place in np.unique(places)]
+    found = tuple(
+        Bin(count=len(group), expected=float(expected), real=float(real))
+        for group in groups
+        for expected, real in (group.mean(0),)
+    )
+    error = sum(entry.count * abs(entry.expected - entry.real) for entry in found) / len(values)
+    return Calibration(bins=found, error=error)
+
+
 def summarise(results: Sequence[Result], *, maximum: int = MAX_CLICKS) -> Summary:
     """Put the runs of one method on one data set by one protocol into numbers.
 
@@ -341,4 +407,7 @@ def summarise(results: Sequence[Result], *, maximum: int = MAX_CLICKS) -> Summar
             [trace.embed_seconds + trace.steps[0].seconds for trace in traces]
         ),
         proposals=float(np.mean([step.proposals for step in steps])),
+        calibration=calibrate(
+            [(step.expected, step.iou) for step in steps if step.expected is not None]
+        ),
     )

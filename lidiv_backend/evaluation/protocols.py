@@ -33,8 +33,9 @@ class Method(Protocol):
     """Anything that turns clicks into proposals: a `Predictor`, a classical system, your own.
 
     Optional attributes: ``version`` (str, names weights and parameters; results of different
-    versions are never mixed) and ``needs_both_signs`` (bool, True for systems that need a positive
-    and a negative click before their first result).
+    versions are never mixed), ``needs_both_signs`` (bool, True for systems that need a positive
+    and a negative click before their first result) and ``expects_iou`` (bool, True where a
+    proposal's score is the IoU that the method expects of it).
     """
 
     def embed(self, rgb: NDArray[np.uint8], /) -> Any:
@@ -91,6 +92,8 @@ class Step:
         Time of this prediction, without the embedding.
     proposals
         How many proposals there were.
+    expected
+        IoU that the method expected of the selected proposal; None if it does not say.
     """
 
     clicks: int
@@ -98,6 +101,7 @@ class Step:
     oracle: float
     seconds: float
     proposals: int
+    expected: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +270,7 @@ def run_object(
     session = _Session(method, embedding, target.mask.shape)
     clicks = _opening(annotator, both_signs=getattr(method, "needs_both_signs", False))
     opening = clicks
+    expects_iou = getattr(method, "expects_iou", False)
     previous: NDArray[np.bool_] | None = None
     steps: list[Step] = []
     while True:
@@ -278,6 +283,7 @@ def run_object(
                 oracle=max(ious),
                 seconds=seconds,
                 proposals=len(proposals),
+                expected=proposals[0].score if expects_iou else None,
             )
         )
         if ious[0] >= settings.stop_at or len(clicks) >= settings.max_clicks:

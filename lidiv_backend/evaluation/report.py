@@ -16,6 +16,7 @@ from lidiv_backend.errors import DataError
 from lidiv_backend.evaluation.figures import (
     Series,
     draw_alternatives,
+    draw_calibration,
     draw_error_curves,
     draw_series,
 )
@@ -301,6 +302,26 @@ def _main_blocks(results: Sequence[Result]) -> list[Block]:
                             caption="The selected mask, and above it (dashed) the best of the "
                             "proposals.",
                             png=draw_alternatives(several),
+                        ),
+                    ),
+                )
+            )
+        rated = [summary for summary in flat if summary.calibration is not None]
+        if rated:
+            blocks.append(
+                Block(
+                    title=f"Whether the score can be believed, protocol {protocol}",
+                    paragraphs=(
+                        "The score of a proposal is the IoU that the model expects of it. Masks "
+                        "that were shown are put together by what was expected of them; on the "
+                        "dotted line they were as good as expected, below it not as good. The "
+                        "calibration error is the mean distance from that line.",
+                    ),
+                    pictures=(
+                        Picture(
+                            name=f"calibration-{protocol}",
+                            caption="Real against expected IoU; large dots stand for many masks.",
+                            png=draw_calibration(rated),
                         ),
                     ),
                 )

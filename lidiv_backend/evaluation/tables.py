@@ -92,6 +92,11 @@ def render_summary(summary: Summary) -> str:
         ("best proposal of the first click", show_interval(summary.first_oracle, digits=3)),
         ("regret of the selection", f"{summary.regret:.3f}"),
         ("further clicks that made it worse", f"{100 * summary.worse:.1f} %"),
+        *(
+            [("calibration error of the expected IoU", f"{summary.calibration.error:.3f}")]
+            if summary.calibration is not None
+            else []
+        ),
         ("objects x seeds", f"{summary.objects} x {summary.seeds}"),
     ]
     return markdown_table(("measure", "mean (95 % interval)"), rows)

@@ -6,6 +6,7 @@ import pytest
 from lidiv_backend.clicks import Click
 from lidiv_backend.evaluation.measures import (
     bootstrap_mean,
+    calibrate,
     clicks_to,
     error_after,
     iou_after,
@@ -146,3 +147,18 @@ def test_summary() -> None:
     assert summary.first_mask_seconds.p95 == pytest.approx(1.1)
     assert summary.first_oracle.mean == pytest.approx(0.7)
     assert summarise([result(trace(0.5))]).at(0.85).actions is None
+
+
+def test_calibration_by_hand() -> None:
+    # Bin 0.8 to 0.9: expected 0.82 and 0.88, real 0.7 and 0.9; bin 0.2 to 0.3; the last holds 1.
+    found = calibrate([(0.82, 0.7), (0.88, 0.9), (0.25, 0.25), (1.0, 0.6)])
+    assert found is not None
+    assert [entry.count for entry in found.bins] == [1, 2, 1]
+    assert [entry.expected for entry in found.bins] == pytest.approx([0.25, 0.85, 1.0])
+    assert [entry.real for entry in found.bins] == pytest.approx([0.25, 0.8, 0.6])
+    assert found.error == pytest.approx((2 * 0.05 + 0 + 0.4) / 4)
+
+
+def test_no_calibration_without_expectations() -> None:
+    assert calibrate([]) is None
+    assert summarise([result(trace(0.5, 0.9))]).calibration is None
