@@ -69,6 +69,8 @@ class TrainingConfig:
     rate, warmup, decay
         Learning rate, steps until it is reached, and weight decay. With ``warmup`` 0 the rate is
         constant (the paper); otherwise it then falls to 0 along a cosine.
+    selection_rate
+        Learning rate of g where it is trained after f; that of f if None, as in the paper.
     averaging
         Decay of the moving average of the weights that is kept as the result; 0 keeps the last.
     iterations
@@ -102,6 +104,7 @@ class TrainingConfig:
     crop: int | None = None
     zoom: tuple[float, float] = (1.0, 1.0)
     rate: float = 1e-4
+    selection_rate: float | None = None
     warmup: int = 0
     decay: float = 0.0
     averaging: float = 0.0
@@ -132,6 +135,7 @@ class TrainingConfig:
             (self.crop is not None or self.images == 1, "without crop, images is 1"),
             (0 < low <= high, "zoom is two factors above 0, the smaller one first"),
             (self.rate > 0 and self.warmup >= 0 and self.decay >= 0, "rate is above 0"),
+            ((self.selection_rate or 1) > 0, "selection_rate is above 0, or null"),
             (0 <= self.averaging < 1, "averaging is at least 0 and below 1"),
             (_are_shares(self.iterations), "iterations are shares, not all of them 0"),
             (_are_shares(self.kinds.values()), "kinds have shares, not all of them 0"),

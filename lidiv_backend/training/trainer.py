@@ -170,13 +170,18 @@ class Trainer:
     def begin_with(self, model: Model) -> None:
         """Begin with trained weights instead of random ones; to be called before `run`.
 
+        Weights without g, those of f's training alone, leave g random.
+
         Raises
         ------
         BadRequestError
             If the weights are of other networks.
         """
         theirs = model.description
-        if (theirs.proposal, theirs.selection) != (self.config.proposal, self.config.selection):
+        selections = (theirs.selection, self.config.selection)
+        if theirs.proposal != self.config.proposal or (
+            None not in selections and selections[0] != selections[1]
+        ):
             raise BadRequestError(
                 f"The weights {model.version} are of other networks than those to be trained.",
                 remedy="Begin with weights of the same preset and settings.",
@@ -279,7 +284,10 @@ class Trainer:
         place(step, self.device)
         trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            trained, lr=config.rate, weight_decay=config.decay, fused=self.device.type == "cuda"
+            trained,
+            lr=self._rate(phase),
+            weight_decay=config.decay,
+            fused=self.device.type == "cuda",
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         average: AveragedModel | None = None
@@ -297,9 +305,9 @@ class Trainer:
         if resume:
             accelerator.load_state(str(self._saved.path))
             # The rate and the decay are those of this run, which may be others.
-            schedule.base_lrs = [config.rate] * len(optimizer.param_groups)
+            schedule.base_lrs = [self._rate(phase)] * len(optimizer.param_groups)
             for group in optimizer.param_groups:
-                group["lr"] = config.rate * self._rate_factor(self.progress.step)
+                group["lr"] = self._rate(phase) * self._rate_factor(self.progress.step)
                 group["weight_decay"] = config.decay
         else:
             self.progress.phase, self.progress.step = number, 0
@@ -334,12 +342,12 @@ class Trainer:
         with bar:
             for draws in self._batches():
                 outcome = self._one_step(step, wrapped, draws)
-                self._check("loss", outcome.loss)
+                self._check("loss", outcome.loss, phase)
                 accelerator.backward(outcome.loss)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), _LARGEST_GRADIENT)
                 if accelerator.scaler is None:
                     # Half precision overflows now and then; its scaler skips such a step.
-                    self._check("gradient", norm)
+                    self._check("gradient", norm, phase)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -358,18 +366,25 @@ class Trainer:
                     break
         return self.progress.step >= config.steps
 
-    def _check(self, what: str, value: Tensor | None) -> None:
+    def _check(self, what: str, value: Tensor | None, phase: str) -> None:
         """Stop before a value that is no number gets into the weights."""
         if value is None or torch.isfinite(value).all():
             return
+        separate = phase == "g" and self.config.selection_rate is not None
+        name = "selection_rate" if separate else "rate"
         saved = "There is no checkpoint yet"
         if self._saved.exists:
             saved = f"The last checkpoint in {self.options.folder} is good"
         raise TrainingError(
             f"In step {self.progress.step + 1} the {what} is no finite number any more. {saved}.",
             remedy="Go on from it, or begin again, with a smaller rate: "
-            f"--set rate={self.config.rate / 3:.1g}.",
+            f"--set {name}={self._rate(phase) / 3:.1g}.",
         )
+
+    def _rate(self, phase: str) -> float:
+        """Learning rate of a phase, before its schedule."""
+        config = self.config
+        return (phase == "g" and config.selection_rate) or config.rate
 
     def _rate_factor(self, step: int) -> float:
         config = self.config

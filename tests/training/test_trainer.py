@@ -528,6 +528,20 @@ class TestBeginning:
         for key, value in before.items():
             torch.testing.assert_close(after[key], value, rtol=0, atol=1e-9)
 
+    def test_g_can_follow_an_f_that_was_trained_alone_at_a_rate_of_its_own(
+        self, train: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        train(dataclasses.replace(PAPER, selection=None), "first")
+        for folder, rate in (("still", 1e-12), ("moving", 1e-2)):
+            config = dataclasses.replace(PAPER, steps=1, rate=1e-12, selection_rate=rate)
+            train(config, folder, begin_with="first")
+        first, still, moving = (weights(tmp_path / name) for name in ("first", "still", "moving"))
+        for key, value in first.items():
+            torch.testing.assert_close(moving[key], value, rtol=0, atol=1e-9)
+        furthest = max((moving[key] - still[key]).abs().max() for key in set(moving) - set(first))
+        # Adam's first step is as long as the rate.
+        assert furthest == pytest.approx(1e-2, rel=0.02)
+
     def test_model_json_tells_what_came_before_even_after_resuming(
         self, train: Callable[..., Trainer], tmp_path: Path
     ) -> None:
@@ -544,7 +558,8 @@ class TestBeginning:
 
     def test_weights_of_other_networks_are_refused(self, train: Callable[..., Trainer]) -> None:
         train(PAPER, "first")
-        other = dataclasses.replace(PAPER, selection=None)
+        wider = dataclasses.replace(PAPER.proposal, width=PAPER.proposal.width * 2)
+        other = dataclasses.replace(PAPER, proposal=wider)
         with pytest.raises(BadRequestError, match="of other networks"):
             train(other, "second", begin_with="first")
 
