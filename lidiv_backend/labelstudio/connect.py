@@ -26,6 +26,7 @@ from label_studio_sdk.label_interface import LabelInterface
 
 from lidiv_backend.errors import LidivError
 from lidiv_backend.labelstudio.config import LabelConfigError, parse_label_config
+from lidiv_backend.labelstudio.options import ProjectOptions
 
 #: What the backend is called in Label Studio's settings; predictions are listed under it.
 TITLE = "LiDiv"
@@ -39,6 +40,8 @@ ACTIONS = (
     "PROJECT_UPDATED",
     "TASKS_CREATED",
 )
+#: Colours of helper labels, far from the one that Label Studio gives a first label.
+HELPER_COLOURS = ("#0072B2", "#009E73", "#CC79A7")
 #: A new Label Studio project has this label config.
 EMPTY_LABEL_CONFIGS = ("", "<View></View>", "<View/>")
 
@@ -70,6 +73,8 @@ class Wish:
         User and password that the backend asks for, or None.
     webhook_secret
         What the webhook carries; empty to leave alone what it carries.
+    options
+        What the project asks for beyond clicks; None to leave alone what it asks for.
     """
 
     backend_url: str
@@ -79,6 +84,7 @@ class Wish:
     replace_label_config: bool = False
     basic_auth: tuple[str, str] | None = None
     webhook_secret: str = ""
+    options: ProjectOptions | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +113,18 @@ class Connection:
     changes: tuple[str, ...]
 
 
-def recommended_label_config(labels: Sequence[str] = ("Object",)) -> str:
+def recommended_label_config(
+    labels: Sequence[str] = ("Object",),
+    options: ProjectOptions = ProjectOptions(),  # noqa: B008 - frozen
+) -> str:
     """Write a label config with one row of labels and a clean saved result.
 
     Parameters
     ----------
     labels
         Names of the labels, in the order in which annotators see them.
+    options
+        What the project asks for: rectangles need a tag, an overlay its helper labels.
 
     Returns
     -------
@@ -124,11 +135,16 @@ def recommended_label_config(labels: Sequence[str] = ("Object",)) -> str:
     row = ElementTree.SubElement(view, "Labels", name="label", toName="image")
     for label in labels:
         ElementTree.SubElement(row, "Label", value=label)
+    for number, label in enumerate(options.overlay):
+        colour = HELPER_COLOURS[number % len(HELPER_COLOURS)]
+        ElementTree.SubElement(row, "Label", value=label, background=colour)
     ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true")
     # Without smart="false" the Auto-Detect tool offers the brush first, and the points in a menu.
     ElementTree.SubElement(view, "Brush", name="brush", toName="image", smart="false")
     smart = {"smart": "true", "smartOnly": "true"}
     ElementTree.SubElement(view, "KeyPoint", name="kp", toName="image", attrib=smart)
+    if options.rectangles:
+        ElementTree.SubElement(view, "Rectangle", name="box", toName="image", attrib=smart)
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode")
 
@@ -275,7 +291,9 @@ def _ensure_label_config(client: Any, project: Any, wish: Wish, changes: list[st
 
 
 def _label_config(wish: Wish) -> str:
-    return wish.label_config or recommended_label_config()
+    if wish.label_config is not None:
+        return wish.label_config
+    return recommended_label_config(options=wish.options or ProjectOptions())
 
 
 def _webhooks(client: Any, project_id: int, backend_url: str) -> list[Any]:
@@ -340,6 +358,8 @@ def _ensure_backend(
             "basic_auth_user": user,
             "basic_auth_pass": password,
         }
+    if wish.options is not None:
+        wanted["extra_params"] = wish.options.as_extra_params()
     found = _backends(client, project_id, backend_url)
     if not found:
         made = client.ml.create(**wanted)
@@ -354,6 +374,7 @@ def _ensure_backend(
         and kept.state == "CO"
         and wish.basic_auth is None  # a password cannot be compared, so it is always sent
         and kept.auth_method == "NONE"
+        and (wish.options is None or (kept.extra_params or {}) == wanted["extra_params"])
     )
     if fits:
         return kept

@@ -14,6 +14,7 @@ from lidiv_backend.labelstudio.connect import (
     open_client,
     recommended_label_config,
 )
+from lidiv_backend.labelstudio.options import HELPER_LABELS, ProjectOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="replace a label config that does not fit",
     )
     parser.add_argument(
+        "--rectangles",
+        action="store_true",
+        help="a smart rectangle asks for the object inside it",
+    )
+    parser.add_argument(
+        "--refine-accepted",
+        action="store_true",
+        help="a first click inside an accepted region refines a copy of it",
+    )
+    parser.add_argument(
+        "--overlay",
+        action="append",
+        nargs="?",
+        const="",
+        metavar="LABEL",
+        help="show all proposals at once, the alternatives under this helper label; repeat it "
+        f"(alone: {', '.join(HELPER_LABELS)})",
+    )
+    parser.add_argument(
+        "--no-options",
+        action="store_true",
+        help="take back what these three once asked for",
+    )
+    parser.add_argument(
         "--basic-auth",
         metavar="USER:PASSWORD",
         help="what the backend asks for "
@@ -80,14 +105,18 @@ def run(args: argparse.Namespace) -> int:
             remedy="Give --label-studio and --token-file, or set LIDIV_LABEL_STUDIO_URL and "
             "LIDIV_LABEL_STUDIO_TOKEN.",
         )
+    options = _options(args)
     wish = Wish(
         backend_url=args.backend,
         project_id=args.project,
         title=args.title,
-        label_config=recommended_label_config(args.label) if args.label else None,
+        label_config=recommended_label_config(args.label, options or ProjectOptions())
+        if args.label
+        else None,
         replace_label_config=args.replace_label_config,
         basic_auth=_basic_auth(args.basic_auth),
         webhook_secret=args.webhook_secret or _secret("WEBHOOK_SECRET"),
+        options=options,
     )
     url = args.label_studio.rstrip("/")
     done = connect(open_client(url, token), wish, url=url)
@@ -98,6 +127,19 @@ def run(args: argparse.Namespace) -> int:
     if not wish.webhook_secret:
         print("Mind: without LIDIV_WEBHOOK_SECRET, whoever reaches the backend can forge webhooks.")
     return 0
+
+
+def _options(args: argparse.Namespace) -> ProjectOptions | None:
+    labels = tuple(filter(None, args.overlay or ()))
+    if args.overlay and not labels:
+        labels = HELPER_LABELS
+    chosen = ProjectOptions(
+        rectangles=args.rectangles, refine_accepted=args.refine_accepted, overlay=labels
+    )
+    is_chosen = chosen != ProjectOptions()
+    if is_chosen and args.no_options:
+        raise ConnectError("--no-options contradicts the options beside it.")
+    return chosen if is_chosen or args.no_options else None
 
 
 def _basic_auth(option: str | None) -> tuple[str, str] | None:

@@ -40,11 +40,14 @@ class Start:
         rectangle.
     proposals
         What shows before the first click, best first.
+    note
+        What the annotator reads about it.
     """
 
     key: str = ""
     clicks: tuple[Click, ...] = ()
     proposals: tuple[Proposal, ...] = field(default=(), compare=False)
+    note: str = ""
 
     def showing(self) -> Showing:
         """Where an interaction without a click of its own stands."""

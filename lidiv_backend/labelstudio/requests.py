@@ -60,12 +60,16 @@ class SetupRequest(_Received):
 
 
 class ResultValue(_Received):
-    """The ``value`` of a result: the parts that clicks and masks have."""
+    """The ``value`` of a result: the parts that clicks, rectangles and masks have."""
 
     x: float | None = None
     y: float | None = None
+    width: float | None = None
+    height: float | None = None
+    rotation: float | None = None
     labels: tuple[str, ...] = ()
     keypointlabels: tuple[str, ...] = ()
+    rectanglelabels: tuple[str, ...] = ()
     brushlabels: tuple[str, ...] = ()
     format: str = ""
     rle: Any = None

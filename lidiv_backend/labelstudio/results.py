@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import BadClickError, BadRequestError
+from lidiv_backend.labelstudio.boxes import BadBoxError, Box
 from lidiv_backend.labelstudio.config import LabelConfig, Target
 from lidiv_backend.labelstudio.requests import Result, Task, parse
 from lidiv_backend.labelstudio.rle import BadRegionError, decode_mask
 
 _KEYPOINT_TYPES = ("keypoint", "keypointlabels")
+_RECTANGLE_TYPES = ("rectangle", "rectanglelabels")
 _BRUSH_TYPES = ("brush", "brushlabels")
 # Percentages are sums of floating-point steps in the browser.
 _TOLERANCE = 1e-6
@@ -48,24 +50,78 @@ class PlacedClick:
             positive=self.positive,
         )
 
+    @classmethod
+    def of_pixels(cls, click: Click, *, height: int, width: int) -> PlacedClick:
+        """Place a click that Label Studio knows nothing of: its id is empty."""
+        return cls(
+            id="",
+            x=(click.x + 0.5) / width * 100,
+            y=(click.y + 0.5) / height * 100,
+            positive=click.positive,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacedBox:
+    """A rectangle as Label Studio has it.
+
+    Parameters
+    ----------
+    id
+        Label Studio's id of the rectangle.
+    x, y
+        Its top left corner, per cent of the upright image's width and height; inside the image.
+    width, height
+        Its sides, per cent likewise; positive.
+    rotation
+        Degrees, clockwise, about that corner.
+    """
+
+    id: str
+    x: float
+    y: float
+    width: float
+    height: float
+    rotation: float = 0.0
+
+    def in_pixels(self, *, height: int, width: int) -> Box:
+        """Give the rectangle in pixels."""
+        return Box(
+            x=self.x / 100 * width - 0.5,
+            y=self.y / 100 * height - 0.5,
+            width=self.width / 100 * width,
+            height=self.height / 100 * height,
+            degrees=self.rotation,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """The clicks on one object.
+    """The clicks on one object, or the rectangle around it.
 
     Parameters
     ----------
     target
         Where the mask goes.
     clicks
-        In the order in which they were made; at least one.
+        In the order in which they were made; at least one unless there is a rectangle.
     size
         Height and width of the image as Label Studio shows it, or None if it did not say.
+    box
+        The rectangle around the object, or None.
     """
 
     target: Target
     clicks: tuple[PlacedClick, ...]
     size: tuple[int, int] | None
+    box: PlacedBox | None = None
+
+    @property
+    def id(self) -> str:
+        """Label Studio's id of the point or rectangle that it began with."""
+        if self.clicks:
+            return self.clicks[0].id
+        return self.box.id if self.box is not None else ""
 
 
 def read_prompts(results: Iterable[Result], config: LabelConfig) -> tuple[Prompt, ...]:
@@ -97,10 +153,7 @@ def read_prompts(results: Iterable[Result], config: LabelConfig) -> tuple[Prompt
         If the annotator has turned the image.
     """
     results = tuple(results)
-    labels: dict[str, str] = {}
-    for result in results:
-        for label in (*result.value.keypointlabels, *result.value.labels):
-            labels.setdefault(result.id, label)
+    labels = _labels_by_id(results)
     groups: dict[tuple[str, str | None], list[Result]] = {}
     seen: set[str] = set()
     for result in results:
@@ -120,6 +173,108 @@ def read_prompts(results: Iterable[Result], config: LabelConfig) -> tuple[Prompt
             size=_size(group[0]),
         )
         for (to_name, label), group in groups.items()
+    )
+
+
+def read_boxes(results: Iterable[Result], config: LabelConfig) -> tuple[Prompt, ...]:
+    """Find the rectangles of an interactive call.
+
+    Parameters
+    ----------
+    results
+        ``params.context.result``.
+    config
+        The project's label configuration.
+
+    Returns
+    -------
+    tuple of Prompt
+        One without clicks for each rectangle, in their order.
+
+    Raises
+    ------
+    BadBoxError
+        If a rectangle has no area, or lies outside the image.
+    LidivError
+        As `read_prompts`.
+    """
+    results = tuple(results)
+    labels = _labels_by_id(results)
+    boxes: dict[str, Prompt] = {}
+    for number, result in enumerate(results, start=1):
+        if result.type not in _RECTANGLE_TYPES:
+            continue
+        label = labels.get(result.id) if result.id else _own_label(result)
+        boxes[result.id or f"number {number}"] = Prompt(
+            target=config.image(result.to_name).target(label),
+            clicks=(),
+            size=_size(result),
+            box=_placed_box(result),
+        )
+    return tuple(boxes.values())
+
+
+def find_saved_region(
+    task: Task, prompt: Prompt, *, height: int, width: int, limit: int = 100
+) -> SavedRegion | None:
+    """Find the accepted region that a prompt's first click lies in.
+
+    Parameters
+    ----------
+    task
+        The task, with its drafts and annotations.
+    prompt
+        At least one click; the region has its image tag and its label.
+    height, width
+        Of the image, in pixels; regions of another size are left out.
+    limit
+        At most so many regions are looked at, the topmost first: each is decoded.
+
+    Returns
+    -------
+    SavedRegion or None
+        The topmost one: drafts before annotations, the latest first.
+    """
+    click = prompt.clicks[0].in_pixels(height=height, width=width)
+    row, column = round(click.y), round(click.x)
+    for source in (task.drafts, task.annotations):
+        for item in reversed(source if isinstance(source, list) else []):
+            results = _tolerant(item.get("result") if isinstance(item, Mapping) else None)
+            labels = _labels_by_id(results)
+            for result in reversed(results):
+                fits = (
+                    result.type in _BRUSH_TYPES
+                    and result.to_name == prompt.target.to_name
+                    and labels.get(result.id) == prompt.target.label
+                    and (result.original_height, result.original_width) == (height, width)
+                )
+                if not fits:
+                    continue
+                limit -= 1
+                if limit < 0:
+                    return None
+                try:
+                    mask = decode_mask(result.value.rle, height=height, width=width)
+                except BadRegionError:
+                    continue
+                if mask[row, column]:
+                    label = prompt.target.label
+                    return SavedRegion(
+                        id=result.id,
+                        to_name=result.to_name,
+                        labels=() if label is None else (label,),
+                        mask=mask,
+                    )
+    return None
+
+
+def saved_region_ids(task: Task) -> frozenset[str]:
+    """Give the ids of all regions that a task's drafts and annotations hold."""
+    return frozenset(
+        result.id
+        for source in (task.drafts, task.annotations)
+        for item in (source if isinstance(source, list) else [])
+        for result in _tolerant(item.get("result") if isinstance(item, Mapping) else None)
     )
 
 
@@ -254,8 +409,25 @@ def _tolerant(results: object, skipped: list[str] | None = None) -> list[Result]
     return parsed
 
 
+def _labels_by_id(results: Iterable[Result]) -> dict[str, str]:
+    """The first label of each region; with a ``Labels`` tag another result with its id has it."""
+    labels: dict[str, str] = {}
+    for result in results:
+        label = _own_label(result)
+        if label is not None:
+            labels.setdefault(result.id, label)
+    return labels
+
+
 def _own_label(result: Result) -> str | None:
-    return next(iter((*result.value.keypointlabels, *result.value.labels)), None)
+    value = result.value
+    all_labels = (
+        *value.keypointlabels,
+        *value.rectanglelabels,
+        *value.brushlabels,
+        *value.labels,
+    )
+    return next(iter(all_labels), None)
 
 
 def _size(result: Result) -> tuple[int, int] | None:
@@ -277,9 +449,33 @@ def _placed(result: Result, number: int) -> PlacedClick:
             f"Click {number} at ({x:g} %, {y:g} %) is outside the image.",
             remedy="Click inside the image.",
         )
+    _require_upright(result)
+    return PlacedClick(id=result.id, x=x, y=y, positive=result.is_positive)
+
+
+def _placed_box(result: Result) -> PlacedBox:
+    value = result.value
+    numbers = (value.x, value.y, value.width, value.height, value.rotation or 0.0)
+    x, y, width, height, rotation = (math.nan if each is None else each for each in numbers)
+    if not all(map(math.isfinite, (x, y, width, height, rotation))):
+        raise BadBoxError(
+            "The rectangle's position and size are not all numbers.",
+            remedy="Delete the rectangle and draw it again.",
+        )
+    low, high = -_TOLERANCE, 100 + _TOLERANCE
+    if not (low <= x <= high and low <= y <= high and 0 < width <= high and 0 < height <= high):
+        raise BadBoxError(
+            f"The rectangle at ({x:g} %, {y:g} %) of {width:g} % x {height:g} % has no area, or "
+            "lies outside the image.",
+            remedy="Delete the rectangle and draw it inside the image.",
+        )
+    _require_upright(result)
+    return PlacedBox(id=result.id, x=x, y=y, width=width, height=height, rotation=rotation)
+
+
+def _require_upright(result: Result) -> None:
     if result.image_rotation % 360 != 0:
         raise BadRequestError(
             f"The image is turned by {result.image_rotation:g} degrees in Label Studio.",
             remedy="Turn it back before clicking; masks are made for the upright image.",
         )
-    return PlacedClick(id=result.id, x=x, y=y, positive=result.is_positive)

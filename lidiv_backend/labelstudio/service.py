@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from lidiv_backend.caching import BoundedCache
 from lidiv_backend.errors import BadRequestError
-from lidiv_backend.labelstudio.config import ImageTags, LabelConfig, parse_label_config
+from lidiv_backend.labelstudio.beginnings import (
+    Beginning,
+    Beginnings,
+    InteractionKey,
+    start_from_region,
+)
+from lidiv_backend.labelstudio.boxes import start_in_box
+from lidiv_backend.labelstudio.config import (
+    ImageTags,
+    LabelConfig,
+    Target,
+    UnknownLabelError,
+    parse_label_config,
+)
 from lidiv_backend.labelstudio.engine import Engine, Engines
 from lidiv_backend.labelstudio.images import Connection, ImageSource
-from lidiv_backend.labelstudio.interaction import Interactions, Showing
+from lidiv_backend.labelstudio.interaction import NOTHING, Interactions, Showing, Start
+from lidiv_backend.labelstudio.options import ProjectOptions
 from lidiv_backend.labelstudio.replies import Prediction, Region
 from lidiv_backend.labelstudio.requests import PredictRequest, Task
-from lidiv_backend.labelstudio.results import Prompt, read_prompts, read_task_prompts
+from lidiv_backend.labelstudio.results import (
+    PlacedClick,
+    Prompt,
+    read_boxes,
+    read_prompts,
+    read_task_prompts,
+)
 from lidiv_backend.observing import stage
 
 #: Told of a task that failed while others went on, or in the background.
 FailureReport = Callable[[Exception, int | None], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InteractionKey:
-    """What all requests of one interaction have in common.
-
-    Parameters
-    ----------
-    project
-        As Label Studio sends it.
-    task
-        Number of the task; None if the request did not say.
-    first_click
-        Id of the first point.
-    """
-
-    project: str
-    task: int | None
-    first_click: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Answer:
     key
         The interaction.
     prompt
-        The clicks, in order.
+        The clicks, in order, after those that the interaction began with.
     showing
         The proposals, which of them is shown, and which clicks meant "next proposal".
     model_version
@@ -60,6 +63,8 @@ class Answer:
         Of the image, in pixels.
     interactive
         False where Label Studio asked for a whole batch.
+    beside
+        True for an alternative, or another rectangle's mask, that is shown beside the answer.
     """
 
     region_id: str
@@ -70,6 +75,7 @@ class Answer:
     height: int
     width: int
     interactive: bool
+    beside: bool = False
 
 
 class Recorder(Protocol):
@@ -80,6 +86,9 @@ class Recorder(Protocol):
 
     def keep_answer(self, answer: Answer) -> None:
         """Keep an answer; one with the same region id is replaced."""
+
+    def prompts_of(self, project: str, region_id: str) -> tuple[PlacedClick, ...]:
+        """Give the prompts that led to a region; none if it is not from here."""
 
 
 class Background(Protocol):
@@ -94,6 +103,7 @@ class _Solved:
     """What the engine made of one prompt."""
 
     prompt: Prompt
+    start: Start
     showing: Showing
     height: int
     width: int
@@ -130,9 +140,30 @@ class PredictionService:
         self._recorder = recorder
         self._background = background
         self._interactions = Interactions(max_bytes=memo_bytes)
+        self._beginnings = Beginnings()
+        self._box_starts: BoundedCache[tuple[str, str, str], Start] = BoundedCache(
+            max_bytes=memo_bytes
+        )
+
+    def with_engines(self, engines: Engines) -> PredictionService:
+        """The same service with other models; what is remembered is shared, and tells them apart.
+
+        Parameters
+        ----------
+        engines
+            The models of one project.
+        """
+        other = copy.copy(self)
+        other._engines = engines
+        return other
 
     def predict(
-        self, request: PredictRequest, connection: Connection | None, *, failed: FailureReport
+        self,
+        request: PredictRequest,
+        connection: Connection | None,
+        *,
+        failed: FailureReport,
+        options: ProjectOptions = ProjectOptions(),  # noqa: B008 - frozen
     ) -> list[tuple[Prediction, ...]]:
         """Answer a request.
 
@@ -144,6 +175,8 @@ class PredictionService:
             The Label Studio that asks.
         failed
             Told of tasks of a batch that failed, also later on in the background.
+        options
+            What the project asks for; batches are not concerned.
 
         Returns
         -------
@@ -158,10 +191,7 @@ class PredictionService:
         """
         config = parse_label_config(request.label_config)
         if request.params.context is not None:
-            prompts = read_prompts(request.params.context.result, config)
-            first = self._interactive(
-                request.project, request.tasks[0], prompts, config, connection
-            )
+            first = self._interactive(request, config, connection, options, failed)
             return [(first,), *(((self._empty(),)) for _ in request.tasks[1:])]
         return [
             self._batch_item(request.project, task, config, connection, failed)
@@ -173,23 +203,94 @@ class PredictionService:
 
     def _interactive(
         self,
-        project: str,
-        task: Task,
-        prompts: tuple[Prompt, ...],
+        request: PredictRequest,
         config: LabelConfig,
         connection: Connection | None,
+        options: ProjectOptions,
+        failed: FailureReport,
     ) -> Prediction:
-        if not prompts:
+        project, task = request.project, request.tasks[0]
+        results = request.params.context.result if request.params.context else ()
+        prompts = read_prompts(results, config)
+        boxes: tuple[Prompt, ...] = ()
+        if options.rectangles and not prompts:
+            boxes = read_boxes(results, config)
+            self._beginnings.keep_boxes(project, task, boxes)
+        if not prompts and not boxes:
             return self._empty()
-        prompt = prompts[-1]
-        key = _key(project, task, prompt)
-        pinned = self._recorder.pinned_version(key) if len(prompt.clicks) > 1 else None
-        engine = self._engines.pinned(pinned)
-        solved = self._solve(engine, task, prompt, config, connection)
-        if solved.showing.shown is None:
-            return Prediction(model_version=engine.version)
-        region = self._region(engine, key, solved, interactive=True)
-        return Prediction(model_version=engine.version, regions=(region,))
+        if prompts:
+            prompt = prompts[-1]
+            key = _key(project, task, prompt)
+            pinned = self._recorder.pinned_version(key) if len(prompt.clicks) > 1 else None
+            engine = self._engines.pinned(pinned)
+            image = self._embed(engine, task, config.image(prompt.target.to_name), connection)
+            beginning = self._beginnings.of(
+                key, task, prompt, options, height=image.height, width=image.width
+            )
+            boxes = beginning.others
+            start = self._start(engine, project, image, beginning)
+            solved = [self._follow(engine, image, prompt, start)]
+        else:
+            engine = self._engines.current()
+            image = self._embed(engine, task, config.image(boxes[0].target.to_name), connection)
+            solved = []
+        for box in boxes:
+            start = self._start(engine, project, image, Beginning(box=box))
+            # What was clicked on comes last, and therefore on top.
+            solved.insert(-1 if prompts else len(solved), self._follow(engine, image, box, start))
+        regions = []
+        for number, each in enumerate(solved, start=1):
+            if each.showing.shown is None:
+                continue
+            key = _key(project, task, each.prompt)
+            # Alternatives of several objects at once would be a mess.
+            if len(solved) == 1:
+                regions += self._overlay(key, engine, each, config, options, failed)
+            is_beside = number < len(solved)
+            regions.append(self._region(engine, key, each, interactive=True, beside=is_beside))
+        return Prediction(model_version=engine.version, regions=tuple(regions))
+
+    def _overlay(
+        self,
+        key: InteractionKey,
+        engine: Engine,
+        solved: _Solved,
+        config: LabelConfig,
+        options: ProjectOptions,
+        failed: FailureReport,
+    ) -> list[Region]:
+        """The proposals that are not showing, under helper labels, worst first."""
+        ranks = [
+            rank for rank in range(len(solved.showing.proposals)) if rank != solved.showing.index
+        ]
+        regions = []
+        for rank, label in zip(ranks, options.overlay, strict=False):
+            try:
+                target = config.image(solved.prompt.target.to_name).target(label)
+            except UnknownLabelError as error:
+                # The mask that is meant is shown nevertheless.
+                failed(error, key.task)
+                continue
+            ranked = replace(solved, showing=replace(solved.showing, index=rank))
+            regions.append(
+                self._region(engine, key, ranked, interactive=True, target=target, beside=True)
+            )
+        return regions[::-1]
+
+    def _start(self, engine: Engine, project: str, image: Any, beginning: Beginning) -> Start:
+        """Find what an interaction begins with, for an engine and an image of its."""
+        if beginning.box is not None and beginning.box.box is not None:
+            _check_size(beginning.box, image)
+            box = beginning.box.box.in_pixels(height=image.height, width=image.width)
+            return self._box_starts.get_or_compute(
+                (image.key, engine.version, repr(box)),
+                lambda: start_in_box(engine, image, box),
+                size_of=lambda start: len(start.proposals) * image.height * image.width,
+            )
+        if beginning.region is not None:
+            clicks = self._recorder.prompts_of(project, beginning.region.id)
+            return start_from_region(beginning.region, clicks)
+        return NOTHING
 
     def _batch_item(
         self,
@@ -233,9 +334,7 @@ class PredictionService:
                     index=index,
                     cycling=item.showing.cycling,
                 )
-                ranked = _Solved(
-                    prompt=item.prompt, showing=shown, height=item.height, width=item.width
-                )
+                ranked = replace(item, showing=shown)
                 key = _key(project, task, item.prompt)
                 regions.append(self._region(engine, key, ranked, interactive=False))
             # Predictions of one version replace each other; the best bears the version's own name.
@@ -254,16 +353,14 @@ class PredictionService:
         connection: Connection | None,
     ) -> _Solved:
         image = self._embed(engine, task, config.image(prompt.target.to_name), connection)
+        return self._follow(engine, image, prompt, NOTHING)
+
+    def _follow(self, engine: Engine, image: Any, prompt: Prompt, start: Start) -> _Solved:
+        _check_size(prompt, image)
         height, width = image.height, image.width
-        if prompt.size is not None and prompt.size != (height, width):
-            raise BadRequestError(
-                f"Label Studio shows the image as {prompt.size[1]} x {prompt.size[0]} pixels, but "
-                f"its file has {width} x {height}.",
-                remedy="Reload the page; the file may have been replaced.",
-            )
         clicks = [click.in_pixels(height=height, width=width) for click in prompt.clicks]
-        showing = self._interactions.replay(engine, image, clicks)
-        return _Solved(prompt=prompt, showing=showing, height=height, width=width)
+        showing = self._interactions.replay(engine, image, clicks, start)
+        return _Solved(prompt=prompt, start=start, showing=showing, height=height, width=width)
 
     def _embed(
         self, engine: Engine, task: Task, tags: ImageTags, connection: Connection | None
@@ -292,37 +389,65 @@ class PredictionService:
             failed(error, task.id)
 
     def _region(
-        self, engine: Engine, key: InteractionKey, solved: _Solved, *, interactive: bool
+        self,
+        engine: Engine,
+        key: InteractionKey,
+        solved: _Solved,
+        *,
+        interactive: bool,
+        target: Target | None = None,
+        beside: bool = False,
     ) -> Region:
         shown = solved.showing.proposals[solved.showing.index]
         with stage("encode"):
             region = Region.of_mask(
                 shown.mask,
                 id=_region_id(key, solved, engine.version, interactive=interactive),
-                target=solved.prompt.target,
+                target=target or solved.prompt.target,
                 score=shown.score,
-                text=solved.showing.text,
+                text=", from ".join(filter(None, (solved.showing.text, solved.start.note))),
             )
         self._recorder.keep_answer(
             Answer(
                 region_id=region.id,
                 key=key,
-                prompt=solved.prompt,
+                prompt=_with_start(solved),
                 showing=solved.showing,
                 model_version=engine.version,
                 height=solved.height,
                 width=solved.width,
                 interactive=interactive,
+                beside=beside,
             )
         )
         return region
 
 
 def _key(project: str, task: Task, prompt: Prompt) -> InteractionKey:
-    return InteractionKey(project=project, task=task.id, first_click=prompt.clicks[0].id)
+    return InteractionKey(project=project, task=task.id, first_click=prompt.id)
+
+
+def _check_size(prompt: Prompt, image: Any) -> None:
+    if prompt.size is not None and prompt.size != (image.height, image.width):
+        raise BadRequestError(
+            f"Label Studio shows the image as {prompt.size[1]} x {prompt.size[0]} pixels, but "
+            f"its file has {image.width} x {image.height}.",
+            remedy="Reload the page; the file may have been replaced.",
+        )
+
+
+def _with_start(solved: _Solved) -> Prompt:
+    """The prompt with what it began with as clicks: they were given to the model, too."""
+    began = tuple(
+        PlacedClick.of_pixels(click, height=solved.height, width=solved.width)
+        for click in solved.start.clicks
+    )
+    return replace(solved.prompt, clicks=(*began, *solved.prompt.clicks))
 
 
 def _region_id(key: InteractionKey, solved: _Solved, version: str, *, interactive: bool) -> str:
     """Name an answer after what it answers, so that a request sent twice is one answer."""
-    content = repr((key, solved.prompt, solved.showing.index, version, interactive))
+    content = repr(
+        (key, solved.prompt, solved.start.key, solved.showing.index, version, interactive)
+    )
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

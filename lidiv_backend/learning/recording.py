@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from lidiv_backend.labelstudio.service import Answer, InteractionKey
+from lidiv_backend.labelstudio.beginnings import InteractionKey
+from lidiv_backend.labelstudio.results import PlacedClick
+from lidiv_backend.labelstudio.service import Answer
 from lidiv_backend.learning.store import (
     Store,
     StoredAnswer,
@@ -41,6 +43,21 @@ class AnswerLog:
         except StoreError as error:
             _LOG.error("The model version of an interaction cannot be looked up. %s", error)
             return None
+
+    def prompts_of(self, project: str, region_id: str) -> tuple[PlacedClick, ...]:
+        """Give the prompts that led to a region; none if it is not from here."""
+        try:
+            answer = self._store.answer(region_id) if region_id else None
+        except StoreError as error:
+            _LOG.error("The clicks of a region cannot be looked up. %s", error)
+            return ()
+        if answer is None or answer.project != project:
+            return ()
+        return tuple(
+            PlacedClick(id=click.id, x=click.x, y=click.y, positive=click.positive)
+            for click in answer.clicks
+            if not click.next
+        )
 
     def keep_answer(self, answer: Answer) -> None:
         """Keep an answer."""

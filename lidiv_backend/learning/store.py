@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +70,8 @@ class StoredConnection:
         The label configuration at that time.
     updated_at
         When it last connected.
+    extra_params
+        What the project's settings pass to the backend.
     """
 
     project: str
@@ -77,6 +79,7 @@ class StoredConnection:
     access_token: str
     label_config: str
     updated_at: datetime
+    extra_params: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"StoredConnection(project={self.project!r}, hostname={self.hostname!r})"
@@ -667,6 +670,7 @@ def _connection(row: ConnectionRow) -> StoredConnection:
         access_token=row.access_token,
         label_config=row.label_config,
         updated_at=row.updated_at,
+        extra_params=row.extra_params,
     )
 
 

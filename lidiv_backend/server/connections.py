@@ -7,6 +7,7 @@ import logging
 from pydantic import SecretStr
 
 from lidiv_backend.labelstudio.images import Connection, FetchLimits, ImageSource
+from lidiv_backend.labelstudio.options import ProjectOptions, read_options
 from lidiv_backend.learning.store import Store, StoreError
 from lidiv_backend.server.settings import Settings
 
@@ -28,6 +29,16 @@ def find_connection(settings: Settings, store: Store, project: str) -> Connectio
     if stored is None or not stored.hostname:
         return None
     return Connection(url=stored.hostname, token=SecretStr(stored.access_token))
+
+
+def find_options(store: Store, project: str) -> ProjectOptions:
+    """Find what a project asks for; the defaults if that is not known."""
+    try:
+        stored = store.connection(project)
+    except StoreError as error:
+        _LOG.error("The options of a project cannot be looked up. %s", error)
+        return ProjectOptions()
+    return read_options(stored.extra_params)[0] if stored is not None else ProjectOptions()
 
 
 def image_source(settings: Settings) -> ImageSource:

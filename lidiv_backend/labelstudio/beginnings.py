@@ -1,0 +1,177 @@
+"""What an interaction begins with: nothing, a rectangle, or a region that was accepted before.
+
+Label Studio sends points without the rectangles that were drawn before them, so the rectangles that
+wait for an answer are remembered here. What an interaction began with is decided at its first click
+and kept: a draft that is saved in its middle must not change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lidiv_backend.caching import BoundedCache
+from lidiv_backend.clicks import Click
+from lidiv_backend.labelstudio.interaction import Start
+from lidiv_backend.labelstudio.options import ProjectOptions
+from lidiv_backend.labelstudio.requests import Task
+from lidiv_backend.labelstudio.results import PlacedClick, Prompt, SavedRegion, find_saved_region
+from lidiv_backend.predictor import Proposal
+
+#: Seconds after which a rectangle that was not touched is forgotten.
+BOX_SECONDS = 600.0
+_MAX_PLACES = 10_000
+_MAX_BYTES = 128_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InteractionKey:
+    """What all requests of one interaction have in common.
+
+    Parameters
+    ----------
+    project
+        As Label Studio sends it.
+    task
+        Number of the task; None if the request did not say.
+    first_click
+        Id of the first point, or of the rectangle.
+    """
+
+    project: str
+    task: int | None
+    first_click: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What an interaction began with.
+
+    Parameters
+    ----------
+    box
+        The rectangle that its first click lies in, or None.
+    others
+        Further rectangles that were waiting; they are answered again beside it.
+    region
+        The accepted region that its first click lies in, or None.
+    """
+
+    box: Prompt | None = None
+    others: tuple[Prompt, ...] = ()
+    region: SavedRegion | None = None
+
+
+class Beginnings:
+    """Remembers rectangles and what interactions began with; for many threads."""
+
+    def __init__(self) -> None:
+        self._boxes: BoundedCache[tuple[str, int | None, str], tuple[Prompt, ...]] = BoundedCache(
+            max_bytes=_MAX_PLACES, max_age=BOX_SECONDS
+        )
+        self._begun: BoundedCache[InteractionKey, Beginning] = BoundedCache(max_bytes=_MAX_BYTES)
+
+    def keep_boxes(self, project: str, task: Task, boxes: tuple[Prompt, ...]) -> None:
+        """Remember the rectangles that are on an image now; none where they were taken away."""
+        self._boxes.put((project, task.id, _image_of(boxes)), boxes, size=1)
+
+    def of(
+        self,
+        key: InteractionKey,
+        task: Task,
+        prompt: Prompt,
+        options: ProjectOptions,
+        *,
+        height: int,
+        width: int,
+    ) -> Beginning:
+        """Tell what an interaction began with.
+
+        Parameters
+        ----------
+        key
+            The interaction.
+        task
+            The task, with its drafts and annotations.
+        prompt
+            The clicks.
+        options
+            What the project asks for.
+        height, width
+            Of the image, in pixels.
+        """
+        if not (key.first_click and (options.rectangles or options.refine_accepted)):
+            return Beginning()
+        return self._begun.get_or_compute(
+            key,
+            lambda: self._find(key, task, prompt, options, height=height, width=width),
+            size_of=lambda found: 1000 if found.region is None else 1000 + found.region.mask.nbytes,
+        )
+
+    def _find(
+        self,
+        key: InteractionKey,
+        task: Task,
+        prompt: Prompt,
+        options: ProjectOptions,
+        *,
+        height: int,
+        width: int,
+    ) -> Beginning:
+        size = {"height": height, "width": width}
+        if options.rectangles:
+            click = prompt.clicks[0].in_pixels(**size)
+            waiting = self._boxes.get((key.project, key.task, prompt.target.to_name)) or ()
+            around = [
+                (each.box.in_pixels(**size).area, number)
+                for number, each in enumerate(waiting)
+                if each.box is not None
+                and each.target == prompt.target
+                and each.box.in_pixels(**size).contains(click.x, click.y)
+            ]
+            if around:
+                _, number = min(around)
+                others = (*waiting[:number], *waiting[number + 1 :])
+                return Beginning(box=waiting[number], others=others)
+        if options.refine_accepted:
+            return Beginning(region=find_saved_region(task, prompt, **size))
+        return Beginning()
+
+
+def start_from_region(region: SavedRegion, clicks: Sequence[PlacedClick]) -> Start:
+    """Begin with an accepted region.
+
+    Parameters
+    ----------
+    region
+        The region.
+    clicks
+        Those that once led to it; without any, one in its middle stands for them.
+    """
+    height, width = region.mask.shape
+    prompts = tuple(click.in_pixels(height=height, width=width) for click in clicks)
+    if not any(click.positive for click in prompts):
+        prompts = (_innermost(region.mask), *prompts)
+    digest = hashlib.blake2b(np.packbits(region.mask).tobytes(), digest_size=16).hexdigest()
+    return Start(
+        key=f"region {digest} {prompts}",
+        clicks=prompts,
+        proposals=(Proposal(mask=region.mask, score=1.0, head=0),),
+        note="a copy of the region beneath",
+    )
+
+
+def _innermost(mask: NDArray[np.bool_]) -> Click:
+    """A click as far from the mask's boundary as can be; the image's edge is boundary."""
+    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+    return Click(x=float(column), y=float(row))
+
+
+def _image_of(boxes: Sequence[Prompt]) -> str:
+    return boxes[0].target.to_name if boxes else ""

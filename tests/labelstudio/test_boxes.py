@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from lidiv_backend.clicks import Click
+from lidiv_backend.labelstudio.boxes import BadBoxError, Box, start_in_box
+from tests.fake_engine import FakeEmbedding, FakeEngine
+
+IMAGE = FakeEmbedding("image", 200, 400)
+# Disks of radius 24, 40, 60 and 80 fit into 80 x 80 best with the second.
+SQUARE = Box(x=160.0, y=60.0, width=80.0, height=80.0)
+
+
+def test_the_proposal_that_fills_the_rectangle_comes_first() -> None:
+    engine = FakeEngine()
+    start = start_in_box(engine, IMAGE, SQUARE)
+    best = start.proposals[0].mask
+    assert best.any()
+    assert not (best & ~SQUARE.mask(height=200, width=400)).any()
+    # With the first answer as the previous mask, nothing is smaller than what fitted best.
+    (first, no_mask), (second, previous) = engine.calls
+    assert (first, no_mask) == ((Click(x=200.0, y=100.0),), None)
+    assert previous is not None
+    assert previous.sum() == pytest.approx(np.pi * 40**2, rel=0.02)
+    assert second[0] == first[0]
+    assert start.clicks == second
+
+
+def test_negative_clicks_lie_just_outside_the_sides() -> None:
+    start = start_in_box(FakeEngine(), IMAGE, SQUARE)
+    negative = [(click.x, click.y) for click in start.clicks if not click.positive]
+    assert negative == [(156.0, 100.0), (244.0, 100.0), (200.0, 56.0), (200.0, 144.0)]
+
+
+def test_where_the_image_ends_there_is_no_negative_click() -> None:
+    whole = Box(x=-0.5, y=-0.5, width=400.0, height=200.0)
+    start = start_in_box(FakeEngine(), IMAGE, whole)
+    assert [click.positive for click in start.clicks] == [True]
+
+
+def test_a_rectangle_whose_middle_is_outside() -> None:
+    with pytest.raises(BadBoxError):
+        start_in_box(FakeEngine(), IMAGE, Box(x=380.0, y=10.0, width=100.0, height=20.0))
+
+
+@pytest.mark.parametrize("degrees", [0.0, 30.0, 90.0, 215.0])
+def test_a_turned_rectangle_is_what_opencv_draws(degrees: float) -> None:
+    box = Box(x=200.0, y=100.0, width=70.0, height=40.0, degrees=degrees)
+    middle = box.point(0.5, 0.5)
+    corners = cv2.boxPoints((middle, (70.0, 40.0), degrees))
+    expected = cv2.fillConvexPoly(np.zeros((200, 400), np.uint8), np.int32(np.rint(corners)), 1)
+    drawn = box.mask(height=200, width=400)
+    assert (drawn != expected.astype(bool)).mean() < 0.002
+    rows, columns = np.nonzero(drawn)
+    inside = [box.contains(x, y) for x, y in zip(columns, rows, strict=True)]
+    assert np.mean(inside) > 0.93  # all but the rim, which it covers partly
+    assert box.fit(drawn) > 0.9
+
+
+def test_what_fits() -> None:
+    box = Box(x=99.5, y=49.5, width=100.0, height=60.0)
+    full = box.mask(height=200, width=400)
+    half = full.copy()
+    half[:, 150:] = False
+    doubled = np.zeros_like(full)
+    doubled[49:111, 99:301] = True
+    assert box.fit(full) > 0.95
+    assert box.fit(half) == pytest.approx(0.5, abs=0.03)
+    assert box.fit(doubled) == pytest.approx(0.5, abs=0.03)
+    assert box.fit(~full & ~doubled) == 0.0
+    assert box.fit(np.zeros_like(full)) == 0.0
+
+
+def test_large_masks_are_compared_on_a_grid() -> None:
+    box = Box(x=999.5, y=499.5, width=1000.0, height=600.0)
+    mask = box.mask(height=3000, width=4000)
+    assert box.fit(mask) == pytest.approx(1.0, abs=0.05)
