@@ -17,10 +17,9 @@ from lidiv_backend.evaluation.report import write_report
 from lidiv_backend.evaluation.results import read_results
 from lidiv_backend.evaluation.runner import Plan, evaluate
 from lidiv_backend.evaluation.tables import (
-    render_json,
-    render_markdown,
     render_summary,
     summaries_of,
+    write_summaries,
 )
 from lidiv_backend.measured import insert_measured
 from lidiv_backend.model import record_results, weights_folder
@@ -64,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of what the folder holds",
     )
     parser.add_argument(
+        "--no-photographs",
+        action="store_true",
+        help="a page without pictures of the data sets, which may not be ours to publish",
+    )
+    parser.add_argument(
         "--record",
         action="store_true",
         help="write what folders of weights scored into their model.json and model card",
@@ -90,17 +94,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         plan = _plan(args)
         contents = evaluate(plan, args.out, jobs=args.jobs, resume=args.resume)
-    summaries = summaries_of(contents.latest())
-    text = render_markdown(summaries, contents.problems)
-    (args.out / "summary.md").write_text(text, encoding="utf-8")
-    (args.out / "summary.json").write_text(
-        render_json(summaries, contents.problems), encoding="utf-8"
-    )
+    text = write_summaries(args.out, contents)
     sys.stdout.write(text)
     if args.report:
-        sys.stdout.write(f"\nThe page is {write_report(args.out)}\n")
+        page = write_report(args.out, photographs=not args.no_photographs)
+        sys.stdout.write(f"\nThe page is {page}\n")
     if plan is not None and args.record:
-        _record(plan, summaries, _words(args, plan))
+        _record(plan, summaries_of(contents.latest()), _words(args, plan))
     if plan is not None and args.insert:
         insert_measured(args.insert, "clicks", text, command=_words(args, plan))
     return 1 if any(problem.defect for problem in contents.problems) else 0

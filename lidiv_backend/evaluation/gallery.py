@@ -35,6 +35,8 @@ _LONGEST_SIDE = 300
 _SHEET_SIDE = 220
 # So many times the object's own height and width are drawn.
 _SURROUNDINGS = 3.0
+# Grey of the paper where no photograph is shown.
+_BLANK = 235
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,8 @@ class Gallery:
     ----------
     contents
         What was measured.
+    photographs
+        Draw on the images; without, on blank paper.
 
     Attributes
     ----------
@@ -108,8 +112,9 @@ class Gallery:
         What could not be drawn, and why.
     """
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, *, photographs: bool = True) -> None:
         self._contents = contents
+        self._photographs = photographs
         self._results = contents.latest()
         self.missing: list[str] = []
         self._method = cache(self._load_method)
@@ -244,7 +249,12 @@ class Gallery:
         if target is None:
             self.missing.append(f"{result.key.object}: the data set has changed")
             return None
-        return _Scene(image=image, target=target, data_set=result.key.data_set)
+        return _Scene(
+            image=image,
+            target=target,
+            data_set=result.key.data_set,
+            photographs=self._photographs,
+        )
 
     def _open_image_set(self, name: str) -> ImageSet | None:
         entry = next(entry for entry in self._contents.data_sets if entry.name == name)
@@ -272,10 +282,13 @@ class Gallery:
 class _Scene:
     """One object, ready to be drawn."""
 
-    def __init__(self, *, image: AnnotatedImage, target: ObjectMask, data_set: str) -> None:
+    def __init__(
+        self, *, image: AnnotatedImage, target: ObjectMask, data_set: str, photographs: bool
+    ) -> None:
         self.image = image
         self.target = target
         self.data_set = data_set
+        self.paper = image.rgb if photographs else np.full_like(image.rgb, _BLANK)
 
     @property
     def name(self) -> str:
@@ -310,7 +323,7 @@ class _Scene:
     ) -> Tile:
         """Draw on the image at the size of the page, so that lines and clicks are legible."""
         rows, columns = self.window
-        part = self.image.rgb[rows, columns]
+        part = self.paper[rows, columns]
         height, width = part.shape[:2]
         factor = _LONGEST_SIDE / max(height, width)
         size = (max(1, round(width * factor)), max(1, round(height * factor)))

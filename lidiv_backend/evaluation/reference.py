@@ -62,8 +62,14 @@ TABLE_4_PAPER: dict[str, str] = {
     "full": "paper, DAVIS 5.95 / 9.57, GrabCut 3.20 / 4.79",
 }
 
-#: Label -> M, for Figure 5.
-FIGURE_5: dict[str, int] = {f"m{count}": count for count in range(1, 9)}
+#: Label -> M, for Figure 5; with M = 1 there is no diversity, and the full model has M = 6.
+FIGURE_5: dict[str, int] = {
+    "no-diversity": 1,
+    **{f"m{count}": count for count in range(2, 6)},
+    "full": 6,
+    "m7": 7,
+    "m8": 8,
+}
 
 #: Name of a data set here -> the paper's.
 PAPER_SETS: dict[str, str] = {

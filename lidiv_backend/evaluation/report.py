@@ -128,13 +128,16 @@ class Block:
     name: str = ""
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, photographs: bool = True) -> Path:
     """Write the page about what a folder of results holds.
 
     Parameters
     ----------
     folder
         Written by `lidiv_backend.evaluation.runner.evaluate`.
+    photographs
+        Show images of the data sets. Without, the page shows outlines on blank paper instead: a
+        data set's photographs may not be ours to publish.
 
     Returns
     -------
@@ -153,7 +156,7 @@ def write_report(folder: Path) -> Path:
     blocks = [
         *_main_blocks(results),
         *_experiment_blocks(results),
-        *_gallery_blocks(contents),
+        *_gallery_blocks(contents, photographs=photographs),
         _how(contents, results),
         *_left_out(contents),
     ]
@@ -572,8 +575,8 @@ def _m_series(results: Sequence[Result]) -> list[Series]:
     return lines
 
 
-def _gallery_blocks(contents: Contents) -> list[Block]:
-    gallery = Gallery(contents)
+def _gallery_blocks(contents: Contents, *, photographs: bool) -> list[Block]:
+    gallery = Gallery(contents, photographs=photographs)
     main = gallery.main_method()
     if main is None:
         return []

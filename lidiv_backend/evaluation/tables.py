@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lidiv_backend.evaluation.measures import TARGETS, Interval, Summary, summarise
-from lidiv_backend.evaluation.results import Problem, Result, RunKey
+from lidiv_backend.evaluation.results import Contents, Problem, Result, RunKey
 
 
 def summaries_of(results: Sequence[Result]) -> list[Summary]:
@@ -167,6 +168,16 @@ def render_json(summaries: Sequence[Summary], problems: Sequence[Problem]) -> st
         indent=1,
         allow_nan=False,
     )
+
+
+def write_summaries(folder: Path, contents: Contents) -> str:
+    """Write ``summary.md`` and ``summary.json`` beside the results; gives the former's text."""
+    summaries = summaries_of(contents.latest())
+    text = render_markdown(summaries, contents.problems)
+    (folder / "summary.md").write_text(text, encoding="utf-8")
+    json_text = render_json(summaries, contents.problems)
+    (folder / "summary.json").write_text(json_text, encoding="utf-8")
+    return text
 
 
 def _plain(value: Any) -> Any:

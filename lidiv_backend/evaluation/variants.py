@@ -1,0 +1,194 @@
+"""Every network of Tables 2, 3 and 4 and of Figure 5 that has to be trained for the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from lidiv_backend.errors import BadRequestError
+from lidiv_backend.model import InferenceConfig
+from lidiv_backend.networks.prompt import PromptChannels
+from lidiv_backend.networks.proposal import ProposalConfig
+from lidiv_backend.networks.selection import SelectionConfig
+from lidiv_backend.training.config import LossConfig, TrainingConfig, training_preset
+
+#: DOS is tuned from ImageNet's weights, which a rate as for networks from scratch would destroy.
+_DOS_RATE = 1e-4
+_PAPER = training_preset("paper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every variant is given alike.
+
+    Parameters
+    ----------
+    steps, selection_steps
+        Optimiser steps of f, and of g behind it; an example each.
+    crop
+        Side of the square that is cut from each image, in pixels; None trains on whole images.
+    zoom
+        Least and largest factor by which an image is scaled before the crop.
+    rate
+        Learning rate of f and g.
+    warmup
+        Steps until the rate is reached; it then falls to 0 along a cosine. With 0 it is constant,
+        as in the paper.
+    longest_side
+        Images are reduced to this when the trained networks are used; None keeps their size.
+    seed
+        Of everything random.
+    """
+
+    steps: int
+    selection_steps: int
+    crop: int | None
+    zoom: tuple[float, float] = (1.0, 1.0)
+    rate: float
+    warmup: int = 0
+    longest_side: int | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        where = "whole images" if self.crop is None else f"crops of {self.crop} pixels"
+        fall = f", warm-up of {self.warmup} steps, then a cosine" if self.warmup else ", constant"
+        return (
+            f"{self.steps} steps for f and {self.selection_steps} for g, one object of one image "
+            f"a step, {where}, learning rate {self.rate:g}{fall}, seed {self.seed}"
+        )
+
+
+#: For an hour on one core: which way things point.
+QUICK = Budget(
+    steps=600,
+    selection_steps=250,
+    crop=64,
+    zoom=(0.25, 0.55),
+    rate=1e-3,
+    warmup=30,
+    longest_side=128,
+)
+#: For an afternoon on two cores.
+AFTERNOON = Budget(
+    steps=3000,
+    selection_steps=1250,
+    crop=128,
+    zoom=(0.5, 1.1),
+    rate=1e-3,
+    warmup=100,
+    longest_side=256,
+)
+#: The paper's: 100 epochs at full size.
+FULL = Budget(
+    steps=_PAPER.steps,
+    selection_steps=_PAPER.steps,
+    crop=None,
+    rate=_PAPER.rate,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The full model with something removed or replaced.
+
+    Parameters
+    ----------
+    label
+        As in `lidiv_backend.evaluation.reference`.
+    proposal, selection
+        Architectures of f and g; None where nothing is selected.
+    loss
+        What f minimises.
+    rate
+        Its own learning rate for f; None for the budget's.
+    """
+
+    label: str
+    proposal: ProposalConfig = _PAPER.proposal
+    selection: SelectionConfig | None = _PAPER.selection
+    loss: LossConfig = LossConfig()
+    rate: float | None = None
+
+    def config(self, budget: Budget) -> TrainingConfig:
+        """Settings of its training: the preset ``paper``, apart from the variant and the budget."""
+        return replace(
+            _PAPER,
+            name=self.label,
+            proposal=self.proposal,
+            selection=self.selection,
+            inference=InferenceConfig(longest_side=budget.longest_side),
+            loss=self.loss,
+            steps=budget.steps,
+            crop=budget.crop,
+            zoom=budget.zoom,
+            rate=self.rate or budget.rate,
+            warmup=budget.warmup,
+            seed=budget.seed,
+        )
+
+
+def _with_heads(label: str, heads: int) -> Variant:
+    """A model of M masks; with one there is nothing to select."""
+    return Variant(
+        label=label,
+        proposal=ProposalConfig(heads=heads),
+        selection=SelectionConfig(heads=heads) if heads > 1 else None,
+    )
+
+
+#: Label -> variant, in the order in which they matter.
+VARIANTS: dict[str, Variant] = {
+    variant.label: variant
+    for variant in (
+        Variant(label="full"),
+        Variant(
+            label="dos",
+            proposal=ProposalConfig(
+                architecture="dos",
+                encoder=None,
+                heads=1,
+                prompt=PromptChannels(clicks=False),
+            ),
+            selection=None,
+            loss=LossConfig(task="cross_entropy", clicks=0.0),
+            rate=_DOS_RATE,
+        ),
+        Variant(label="no-augmented-input", proposal=ProposalConfig(encoder=None)),
+        Variant(label="cross-entropy", loss=LossConfig(task="cross_entropy")),
+        Variant(label="l1", loss=LossConfig(task="l1")),
+        _with_heads("no-diversity", 1),
+        Variant(
+            label="no-distance-transforms",
+            proposal=ProposalConfig(prompt=PromptChannels(distances=False)),
+            selection=SelectionConfig(distances=False),
+        ),
+        Variant(
+            label="no-click-input",
+            proposal=ProposalConfig(prompt=PromptChannels(clicks=False)),
+            selection=SelectionConfig(clicks=False),
+        ),
+        Variant(label="no-soft-constraints", loss=LossConfig(clicks=0.0)),
+        Variant(label="rdl", selection=None, loss=LossConfig(ranked=True)),
+        Variant(label="unet", proposal=ProposalConfig(body="unet")),
+        # M = 1 and M = 6 are `no-diversity` and `full`.
+        *(_with_heads(f"m{heads}", heads) for heads in (2, 3, 4, 5, 7, 8)),
+    )
+}
+
+
+def choose_variants(labels: Iterable[str] | None) -> tuple[Variant, ...]:
+    """The variants of these labels; all if None.
+
+    Raises
+    ------
+    BadRequestError
+        If there is no such variant.
+    """
+    wanted = list(VARIANTS if labels is None else labels)
+    unknown = [label for label in wanted if label not in VARIANTS]
+    if unknown:
+        raise BadRequestError(
+            f"There are no variants {', '.join(unknown)}.",
+            remedy=f"Known are: {', '.join(VARIANTS)}.",
+        )
+    return tuple(VARIANTS[label] for label in wanted)
