@@ -5,12 +5,13 @@ and LIDIV_THREADS. Each worker holds a model of its own in memory; threads share
 """
 
 from lidiv_backend.server.gunicorn_settings import (  # noqa: F401 - gunicorn reads these names
-    access_log_format,
     accesslog,
     bind,
+    child_exit,
     control_socket_disable,
     graceful_timeout,
     keepalive,
+    logger_class,
     on_exit,
     post_fork,
     preload_app,

@@ -8,26 +8,39 @@ import json
 import re
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
 from flask import Blueprint, Flask, Response, current_app, g, jsonify, render_template, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.labelstudio.engine import Engine, EngineNotReadyError
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, parse
 from lidiv_backend.server.backend import Backend, build_backend
+from lidiv_backend.server.logs import name_request
+from lidiv_backend.server.metrics import CONTENT_TYPE
+from lidiv_backend.server.openapi import describe
 from lidiv_backend.server.security import (
+    WRONG_LOGIN_COST,
+    RateLimit,
+    TooManyRequestsError,
+    UnauthorizedError,
     protect_forms,
     require_login,
     require_no_wrong_login,
     require_webhook_secret,
+    set_safe_headers,
 )
 from lidiv_backend.server.settings import RESERVED_THREADS, Settings
 
 _EXTENSION = "lidiv"
 _PLACES = "lidiv_places"
+_LIMIT = "lidiv_limit"
+# Asked for by whoever looks after the server, however much others ask.
+_PROBES = ("/health", "/ready", "/metrics")
 _RETRY_SECONDS = 5
 
 _routes = Blueprint("lidiv", __name__)
@@ -75,8 +88,14 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.extensions[_PLACES] = threading.BoundedSemaphore(
         backend.settings.threads - RESERVED_THREADS
     )
-    app.before_request(_name_request)
+    app.extensions[_LIMIT] = RateLimit(backend.settings.requests_per_second)
+    if backend.settings.proxies:
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=backend.settings.proxies, x_proto=backend.settings.proxies
+        )
+    app.before_request(_begin)
     app.after_request(_finish)
+    app.teardown_request(_end)
     protect_forms(app, backend.settings)
     app.register_error_handler(Exception, _answer_error)
     app.register_blueprint(_routes)
@@ -145,12 +164,29 @@ def webhook() -> Any:
     return {"status": "ok"}, 201
 
 
+@_routes.get("/openapi.json")
+def openapi() -> Any:
+    """Describe the routes for programs."""
+    return describe()
+
+
+@_routes.get("/metrics")
+def metrics() -> Any:
+    """Give numbers to Prometheus."""
+    backend = _backend()
+    if backend.settings.metrics == "off":
+        raise NotFound
+    if backend.settings.metrics == "login":
+        require_login(request, backend.settings)
+    return Response(backend.metrics.render(), content_type=CONTENT_TYPE)
+
+
 @_routes.get("/")
 def status() -> Any:
     """Show people what this is, and what went wrong lately."""
     backend = _backend()
     require_login(request, backend.settings)
-    page = render_template(
+    return render_template(
         "status.html",
         ready=backend.engines.is_ready,
         error=backend.engines.error,
@@ -160,8 +196,6 @@ def status() -> Any:
         connections=backend.store.connections(),
         failures=backend.store.recent_failures(),
     )
-    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-    return Response(page, mimetype="text/html", headers=headers)
 
 
 def _backend() -> Backend:
@@ -188,14 +222,35 @@ def _request_id() -> str:
     return cast(str, g.request_id)
 
 
-def _name_request() -> None:
+def _limit() -> RateLimit:
+    return cast(RateLimit, current_app.extensions[_LIMIT])
+
+
+def _client() -> str:
+    return request.remote_addr or ""
+
+
+def _begin() -> None:
+    g.began = time.perf_counter()
     g.request_id = secrets.token_hex(6)
+    name_request(g.request_id)
+    _backend().metrics.request_began()
+    if request.path not in _PROBES or request.authorization is not None:
+        _limit().require(_client())
 
 
 def _finish(response: Response) -> Response:
     response.headers["X-Request-ID"] = _request_id()
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    set_safe_headers(response)
+    route = request.url_rule.rule if request.url_rule is not None else None
+    _backend().metrics.answered(route, response.status_code, time.perf_counter() - g.began)
     return response
+
+
+def _end(error: BaseException | None = None) -> None:
+    name_request("")
+    if "began" in g:
+        _backend().metrics.request_ended()
 
 
 def _body() -> dict[str, Any]:
@@ -228,6 +283,12 @@ def _answer_error(error: Exception) -> Response:
             f"The request is larger than {limit:,} bytes.",
             remedy="Tasks with very many masks make large requests; raise LIDIV_MAX_BODY_BYTES.",
         )
+    if isinstance(error, UnauthorizedError):
+        _limit().charge(_client(), WRONG_LOGIN_COST)
+    if isinstance(error, TooManyRequestsError):
+        # Neither a row nor a line for each: that is what a flood would want.
+        _backend().metrics.failed(error.kind)
+        return _lidiv_response(error)
     if isinstance(error, HTTPException):
         message = f"{request.method} {request.path} is not possible here: {error.name}."
         return _error_response(error.code or 500, "request", message, "")
@@ -241,7 +302,7 @@ def _answer_error(error: Exception) -> Response:
 
 def _lidiv_response(error: LidivError) -> Response:
     response = _error_response(error.status, error.kind, error.message, error.remedy)
-    if error.status == 503:
+    if error.status in (429, 503):
         response.headers["Retry-After"] = str(_RETRY_SECONDS)
     if error.status == 401:
         response.headers["WWW-Authenticate"] = 'Basic realm="LiDiv"'

@@ -12,14 +12,23 @@ from lidiv_backend.labelstudio.engine import Engine
 from lidiv_backend.labelstudio.images import Connection
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, WebhookEvent, parse
 from lidiv_backend.labelstudio.service import PredictionService
-from lidiv_backend.learning.recording import AnswerLog
 from lidiv_backend.learning.registry import SHARED, ModelRegistry, channel_of
 from lidiv_backend.learning.runs import RunCause, RunQueue
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.store import Failure, Store, StoredAnnotation
+from lidiv_backend.observing import observed_by
 from lidiv_backend.server.background import BackgroundPool
 from lidiv_backend.server.connections import find_connection, image_source
 from lidiv_backend.server.engines import EngineRegistry
+from lidiv_backend.server.logs import request_named
+from lidiv_backend.server.metrics import (
+    CountedAnswers,
+    Metrics,
+    gauge,
+    of_gpu,
+    of_learning,
+    of_models,
+)
 from lidiv_backend.server.promoted import PromotedModel
 from lidiv_backend.server.settings import Settings
 
@@ -46,6 +55,8 @@ class Backend:
         Embeds images ahead.
     learning
         How it is learnt from annotations.
+    metrics
+        What is counted.
     """
 
     settings: Settings
@@ -54,6 +65,7 @@ class Backend:
     engines: EngineRegistry
     service: PredictionService
     background: BackgroundPool
+    metrics: Metrics
 
     def close(self) -> None:
         """Drop what waits in the background, and close the database."""
@@ -106,13 +118,14 @@ class Backend:
         LidivError
             As `PredictionService.predict`.
         """
-        predictions = self.service.predict(
-            received,
-            connection or self.connection(received.project),
-            failed=lambda error, task: self.keep_failure(
-                error, request_id=request_id, route="/predict", task=task
-            ),
-        )
+        with observed_by(self.metrics), request_named(request_id):
+            predictions = self.service.predict(
+                received,
+                connection or self.connection(received.project),
+                failed=lambda error, task: self.keep_failure(
+                    error, request_id=request_id, route="/predict", task=task
+                ),
+            )
         return [
             items[0].as_json() if len(items) == 1 else [item.as_json() for item in items]
             for items in predictions
@@ -155,13 +168,20 @@ class Backend:
         self, error: Exception, *, request_id: str, route: str, task: int | None = None
     ) -> None:
         """Log a failure, and keep it for the status page."""
+        with request_named(request_id):
+            self._keep_failure(error, request_id=request_id, route=route, task=task)
+
+    def _keep_failure(
+        self, error: Exception, *, request_id: str, route: str, task: int | None
+    ) -> None:
         if isinstance(error, LidivError):
             kind, message, remedy = error.kind, error.message, error.remedy
-            _LOG.warning("%s %s: %s: %s", request_id, route, kind, error)
+            _LOG.warning("%s: %s: %s", route, kind, error)
         else:
             kind, message = "defect", f"Something unexpected happened: {type(error).__name__}."
             remedy = f"Search the server's log for {request_id}, and report what it says."
-            _LOG.error("%s %s: %s", request_id, route, message, exc_info=error)
+            _LOG.error("%s: %s", route, message, exc_info=error)
+        self.metrics.failed(kind)
         try:
             self.store.keep_failure(
                 Failure(
@@ -175,7 +195,7 @@ class Backend:
             )
         # Telling of a failure must not become one.
         except Exception as store_error:
-            _LOG.error("%s the failure is not kept. %s", request_id, store_error)
+            _LOG.error("The failure is not kept. %s", store_error)
 
 
 def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backend:
@@ -220,10 +240,23 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         watched=promoted if engine is None else None,
     )
     background = BackgroundPool()
+    metrics = Metrics()
+    metrics.look_up(lambda: of_models(engines, settings.preset))
+    metrics.look_up(lambda: of_learning(store))
+    metrics.look_up(of_gpu)
+    metrics.look_up(
+        lambda: [
+            gauge(
+                "lidiv_background_length",
+                "Images that wait to be embedded ahead, or are being.",
+                background.length,
+            )
+        ]
+    )
     service = PredictionService(
         engines=engines,
         images=image_source(settings),
-        recorder=AnswerLog(store),
+        recorder=CountedAnswers(store, metrics),
         background=background,
         memo_bytes=settings.cache_bytes,
     )
@@ -238,6 +271,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         engines=engines,
         service=service,
         background=background,
+        metrics=metrics,
     )
 
 

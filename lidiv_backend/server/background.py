@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from lidiv_backend.observing import current_observer, observed_by
+from lidiv_backend.server.logs import current_request, request_named
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,22 +26,32 @@ class BackgroundPool:
 
     def __init__(self, *, workers: int = 1, max_waiting: int = 64) -> None:
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="background")
-        self._places = threading.BoundedSemaphore(max_waiting)
+        self._max_waiting = max_waiting
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    @property
+    def length(self) -> int:
+        """How many things are waiting or running."""
+        with self._lock:
+            return self._taken
 
     def submit(self, work: Callable[[], None]) -> bool:
         """Take on work, or return False if there is too much of it already."""
-        if not self._places.acquire(blocking=False):
-            return False
-        observer = current_observer()
+        with self._lock:
+            if self._taken >= self._max_waiting:
+                return False
+            self._taken += 1
+        observer, request = current_observer(), current_request()
 
         def observed() -> None:
-            with observed_by(observer):
+            with observed_by(observer), request_named(request):
                 work()
 
         try:
             future = self._executor.submit(observed)
         except RuntimeError:  # shut down
-            self._places.release()
+            self._leave()
             return False
         future.add_done_callback(self._done)
         return True
@@ -50,6 +61,10 @@ class BackgroundPool:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _done(self, future: Future[None]) -> None:
-        self._places.release()
+        self._leave()
         if not future.cancelled() and (error := future.exception()) is not None:
             _LOG.error("Work in the background failed.", exc_info=error)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._taken -= 1

@@ -7,11 +7,14 @@ a GPU survive one.
 
 from __future__ import annotations
 
-import logging
+import os
+import shutil
+import tempfile
 import threading
 from typing import Any
 
 from lidiv_backend.learning.settings import LearningSettings
+from lidiv_backend.server import logs
 from lidiv_backend.server.settings import Settings
 from lidiv_backend.server.worker import WORKER_COMMAND, watch
 
@@ -20,6 +23,11 @@ _settings = Settings.from_environment()
 _STOP_SECONDS = 25.0
 _stop = threading.Event()
 _learner: threading.Thread | None = None
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+_made_here = ""
+if _settings.workers > 1 and _METRICS not in os.environ:
+    # Where several processes count together; it has to be there before they know how to count.
+    _made_here = os.environ[_METRICS] = tempfile.mkdtemp(prefix="lidiv-metrics-")
 
 bind = _settings.bind
 workers = _settings.workers
@@ -34,17 +42,12 @@ keepalive = 75
 # Nobody uses it, and several servers of one user would share it.
 control_socket_disable = True
 accesslog = "-"
-# Without the query and the referrer, which may hold tokens.
-access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(B)s bytes %(M)s ms'
+logger_class = logs.GunicornLog
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Let the application's log go where gunicorn's goes."""
-    logging.basicConfig(
-        level=_settings.log_level,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    logs.configure(_settings)
 
 
 def when_ready(server: Any) -> None:
@@ -64,6 +67,16 @@ def on_exit(server: Any) -> None:
     _stop.set()
     if _learner is not None:
         _learner.join(_STOP_SECONDS)
+    if _made_here:
+        shutil.rmtree(_made_here, ignore_errors=True)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget what was only so as long as a process lived; what it has counted stays."""
+    if _METRICS in os.environ:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
 
 
 def worker_exit(server: Any, worker: Any) -> None:

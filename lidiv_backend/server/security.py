@@ -1,4 +1,4 @@
-"""Who may ask: basic auth as Label Studio sends it, the webhooks' secret, and the page's own forms.
+"""Who may ask, and how often: logins, the webhooks' secret, the page's own forms, and a rate limit.
 
 A form of the page that changes something needs two lines. In its template::
 
@@ -20,6 +20,10 @@ import hashlib
 import hmac
 import re
 import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 
 from flask import Flask, Response, g
 from flask import request as current_request
@@ -32,7 +36,22 @@ from lidiv_backend.server.settings import Settings
 
 #: The form's field and the cookie whose values have to fit together.
 CSRF_FIELD, CSRF_COOKIE = "csrf_token", "lidiv_csrf"
+#: What a wrong login costs of a client's requests, so that passwords cannot be guessed quickly.
+WRONG_LOGIN_COST = 20
 _NONCE = re.compile(r"[0-9a-f]{32}")
+# Requests that may come at once are those of so many seconds.
+_BURST_SECONDS = 5.0
+_MAX_CLIENTS = 10_000
+_SAFE_HEADERS = {
+    # The page has no scripts, and nothing may be put on it or around it.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' "
+    "data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Not "no-referrer": browsers would send the page's own forms with the origin "null".
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 
 
 class UnauthorizedError(LidivError):
@@ -47,6 +66,75 @@ class CrossSiteError(LidivError):
 
     status = 403
     kind = "cross-site"
+
+
+class TooManyRequestsError(LidivError):
+    """A client asks more often than it may."""
+
+    status = 429
+    kind = "rate limit"
+
+
+class RateLimit:
+    """Lets each client ask so often on average, and more in a burst.
+
+    Parameters
+    ----------
+    per_second
+        Requests per second; 0 for no limit.
+    clock
+        Seconds that only grow; for tests.
+    """
+
+    def __init__(self, per_second: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = per_second
+        self._clock = clock
+        self._lock = threading.Lock()
+        # Client -> what is left, and when that was counted. Who is forgotten may begin anew.
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def require(self, client: str) -> None:
+        """Count a request.
+
+        Raises
+        ------
+        TooManyRequestsError
+            If there have been too many.
+        """
+        if self._take(client, 1.0, may_owe=False):
+            return
+        raise TooManyRequestsError(
+            f"This client asks more than {self._rate:g} times a second.",
+            remedy="Wait a little. If all requests come through one proxy, set LIDIV_PROXIES, or "
+            "raise LIDIV_REQUESTS_PER_SECOND.",
+        )
+
+    def charge(self, client: str, cost: float) -> None:
+        """Count something that costs more than a request, after the fact."""
+        self._take(client, cost, may_owe=True)
+
+    def _take(self, client: str, cost: float, *, may_owe: bool) -> bool:
+        if not self._rate:
+            return True
+        burst = max(self._rate * _BURST_SECONDS, 1.0)
+        with self._lock:
+            now = self._clock()
+            left, since = self._left.pop(client, (burst, now))
+            left = min(burst, left + (now - since) * self._rate)
+            allowed = may_owe or left >= cost
+            # Debts are limited: a client that was wrong for long is let in again soon.
+            self._left[client] = (max(left - cost, -burst) if allowed else left, now)
+            while len(self._left) > _MAX_CLIENTS:
+                self._left.popitem(last=False)
+        return allowed
+
+
+def set_safe_headers(response: Response) -> None:
+    """Tell browsers what they must not do with an answer, unless the route has said it."""
+    for name, value in _SAFE_HEADERS.items():
+        response.headers.setdefault(name, value)
+    if response.mimetype == "text/html":
+        response.headers.setdefault("Cache-Control", "no-store")
 
 
 def require_login(request: Request, settings: Settings) -> None:

@@ -30,7 +30,14 @@ variable                                what it says
 ``LIDIV_WORKERS``                       processes, each with a model of its own in memory; 1
 ``LIDIV_THREADS``                       requests that a process answers at once; 16. Clicks never
                                         take the last of them
+``LIDIV_REQUESTS_PER_SECOND``           what one client may ask, on average; 100. 0 is no limit,
+                                        and a wrong login counts as twenty
+``LIDIV_PROXIES``                       proxies in front of the server, whose word on the client's
+                                        address is taken; 0
+``LIDIV_METRICS``                       who may read ``/metrics``: whoever has the ``login``,
+                                        everybody (``open``), or nobody (``off``)
 ``LIDIV_LOG_LEVEL``                     ``DEBUG``, ``INFO``, ``WARNING``, …
+``LIDIV_LOG_FORMAT``                    ``text`` for people, ``json`` for machines
 ======================================  ==========================================================
 
 The token, the secret, the password and the database's URL may each be in a file instead, named by
@@ -129,7 +136,11 @@ class Settings(BaseSettings):
     bind: str = "127.0.0.1:9090"
     workers: int = Field(default=1, gt=0)
     threads: int = Field(default=16, gt=RESERVED_THREADS)
+    requests_per_second: float = Field(default=100.0, ge=0)
+    proxies: int = Field(default=0, ge=0)
+    metrics: Literal["login", "open", "off"] = "login"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
 
     @classmethod
     def settings_customise_sources(

@@ -22,6 +22,7 @@ from lidiv_backend.learning.process import end_with_parent
 from lidiv_backend.learning.retention import Retention, tidy_up
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.store import Failure, Store
+from lidiv_backend.server import logs
 from lidiv_backend.server.connections import find_connection, image_source
 from lidiv_backend.server.settings import Settings
 
@@ -67,9 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.with_parent is not None:
         end_with_parent(signal.SIGTERM, args.with_parent)
     settings, learning = Settings.from_environment(), LearningSettings.from_environment()
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings)
     with stopped_by_signals() as stop:
         if args.unwatched or args.once:
             return _work(settings, learning, stop, once=args.once)
