@@ -71,14 +71,14 @@ class Beginnings:
     """Remembers rectangles and what interactions began with; for many threads."""
 
     def __init__(self) -> None:
-        self._boxes: BoundedCache[tuple[str, int | None, str], tuple[Prompt, ...]] = BoundedCache(
+        self._boxes: BoundedCache[tuple[str, int | None], tuple[Prompt, ...]] = BoundedCache(
             max_bytes=_MAX_PLACES, max_age=BOX_SECONDS
         )
         self._begun: BoundedCache[InteractionKey, Beginning] = BoundedCache(max_bytes=_MAX_BYTES)
 
     def keep_boxes(self, project: str, task: Task, boxes: tuple[Prompt, ...]) -> None:
-        """Remember the rectangles that are on an image now; none where they were taken away."""
-        self._boxes.put((project, task.id, _image_of(boxes)), boxes, size=1)
+        """Remember the rectangles that a task has now; none where they were taken away."""
+        self._boxes.put((project, task.id), boxes, size=1)
 
     def of(
         self,
@@ -126,7 +126,7 @@ class Beginnings:
         size = {"height": height, "width": width}
         if options.rectangles:
             click = prompt.clicks[0].in_pixels(**size)
-            waiting = self._boxes.get((key.project, key.task, prompt.target.to_name)) or ()
+            waiting = self._boxes.get((key.project, key.task)) or ()
             around = [
                 (each.box.in_pixels(**size).area, number)
                 for number, each in enumerate(waiting)
@@ -171,7 +171,3 @@ def _innermost(mask: NDArray[np.bool_]) -> Click:
     distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     return Click(x=float(column), y=float(row))
-
-
-def _image_of(boxes: Sequence[Prompt]) -> str:
-    return boxes[0].target.to_name if boxes else ""
