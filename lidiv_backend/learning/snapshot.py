@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError, LidivError
 from lidiv_backend.labelstudio.config import parse_label_config
+from lidiv_backend.labelstudio.options import read_options
 from lidiv_backend.labelstudio.results import PlacedClick, SavedRegion, read_saved_regions
 from lidiv_backend.learning.files import read_json, write_json
 from lidiv_backend.learning.store import Store, StoredAnnotation, StoredAnswer
@@ -233,6 +234,7 @@ class _Collector:
         self._vault = vault
         self._fetch = fetch
         self._data_keys: dict[tuple[str, str], str] = {}
+        self._helper_labels: dict[str, frozenset[str]] = {}
         # An image that cannot be had is not asked for again for each of its annotations.
         self._images: dict[tuple[str, int | None, str], str | LidivError] = {}
 
@@ -245,8 +247,15 @@ class _Collector:
             if annotation.result and not saved.skipped:
                 self.problems.append(f"{where} holds no brush mask.")
             return
+        helper_labels = self._helpers(annotation.project)
         answers = self._store.answers([region.id for region in saved.regions if region.id])
         for number, region in enumerate(saved.regions, start=1):
+            if helper_labels.intersection(region.labels):
+                self.problems.append(
+                    f"{where}, region {region.id or number}: an alternative of an overlay that "
+                    "nobody chose."
+                )
+                continue
             try:
                 image = self._image(annotation, region.to_name)
                 mask = self._mask(annotation, region, number, image, answers.get(region.id))
@@ -312,6 +321,14 @@ class _Collector:
         digest = self._vault.put_image(self._fetch(project, task, address))
         self._store.keep_image(project, task, address, digest)
         return digest
+
+    def _helpers(self, project: str) -> frozenset[str]:
+        """Labels under which a project is shown alternatives; what is left of them is no mask."""
+        if project not in self._helper_labels:
+            connection = self._store.connection(project)
+            options, _ = read_options(connection.extra_params if connection else {})
+            self._helper_labels[project] = frozenset(options.overlay)
+        return self._helper_labels[project]
 
     def _data_key(self, annotation: StoredAnnotation, to_name: str) -> str:
         """Key of the task's data that holds the image."""

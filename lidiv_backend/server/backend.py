@@ -10,6 +10,7 @@ from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.labelstudio.config import parse_label_config
 from lidiv_backend.labelstudio.engine import Engine
 from lidiv_backend.labelstudio.images import Connection
+from lidiv_backend.labelstudio.options import ExtraParamsError, read_options
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, WebhookEvent, parse
 from lidiv_backend.labelstudio.service import PredictionService
 from lidiv_backend.learning.registry import SHARED, ModelRegistry, channel_of
@@ -18,7 +19,7 @@ from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.store import Failure, Store, StoredAnnotation
 from lidiv_backend.observing import observed_by
 from lidiv_backend.server.background import BackgroundPool
-from lidiv_backend.server.connections import find_connection, image_source
+from lidiv_backend.server.connections import find_connection, find_options, image_source
 from lidiv_backend.server.engines import EngineRegistry
 from lidiv_backend.server.logs import request_named
 from lidiv_backend.server.metrics import (
@@ -92,6 +93,13 @@ class Backend:
             label_config=received.label_config,
             extra_params=received.extra_params,
         )
+        _, problems = read_options(received.extra_params)
+        for problem in problems:
+            self.keep_failure(
+                ExtraParamsError(problem, remedy="Correct it in the project's settings, Model."),
+                request_id="",
+                route="/setup",
+            )
         parse_label_config(received.label_config)
 
     def predict(
@@ -125,6 +133,7 @@ class Backend:
                 failed=lambda error, task: self.keep_failure(
                     error, request_id=request_id, route="/predict", task=task
                 ),
+                options=find_options(self.store, received.project),
             )
         return [
             items[0].as_json() if len(items) == 1 else [item.as_json() for item in items]

@@ -67,6 +67,25 @@ def test_it_is_named_by_what_it_holds(lab: Lab, vault: Vault, tmp_path: Path) ->
     assert read_snapshot(tmp_path / "snapshots", first.digest) == first
 
 
+def test_alternatives_that_nobody_chose_are_left_out(
+    lab: Lab, vault: Vault, tmp_path: Path
+) -> None:
+    lab.store.keep_connection(
+        project=PROJECT,
+        hostname="",
+        access_token="",
+        label_config="",
+        extra_params={"overlay": ["second"]},
+    )
+    masks = [item.mask for item in lab.images[0].objects]
+    chosen = region(masks[0], identity="a")
+    lab.accept(0, [*chosen, *region(masks[1], identity="b", label="second")])
+    snapshot = take(lab, vault, tmp_path)
+    (image,) = snapshot.images
+    assert [mask.label for mask in image.masks] == ["Cell"]
+    assert "nobody chose" in snapshot.problems[0]
+
+
 def test_a_changed_file_is_not_believed(lab: Lab, vault: Vault, tmp_path: Path) -> None:
     lab.accept(0)
     digest = take(lab, vault, tmp_path).digest
