@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import re
 import secrets
@@ -12,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, cast
 
-from flask import Blueprint, Flask, Response, current_app, g, jsonify, render_template, request
+from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -23,6 +22,7 @@ from lidiv_backend.server.backend import Backend, build_backend
 from lidiv_backend.server.logs import name_request
 from lidiv_backend.server.metrics import CONTENT_TYPE
 from lidiv_backend.server.openapi import describe
+from lidiv_backend.server.page_routes import add_pages
 from lidiv_backend.server.security import (
     WRONG_LOGIN_COST,
     RateLimit,
@@ -99,6 +99,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     protect_forms(app, backend.settings)
     app.register_error_handler(Exception, _answer_error)
     app.register_blueprint(_routes)
+    add_pages(app, backend, answer_error=_answer_error)
     return app
 
 
@@ -179,23 +180,6 @@ def metrics() -> Any:
     if backend.settings.metrics == "login":
         require_login(request, backend.settings)
     return Response(backend.metrics.render(), content_type=CONTENT_TYPE)
-
-
-@_routes.get("/")
-def status() -> Any:
-    """Show people what this is, and what went wrong lately."""
-    backend = _backend()
-    require_login(request, backend.settings)
-    return render_template(
-        "status.html",
-        ready=backend.engines.is_ready,
-        error=backend.engines.error,
-        versions=backend.engines.versions,
-        preset=backend.settings.preset,
-        release=importlib.metadata.version("lidiv-backend"),
-        connections=backend.store.connections(),
-        failures=backend.store.recent_failures(),
-    )
 
 
 def _backend() -> Backend:

@@ -25,6 +25,11 @@ _REFRESH_SECONDS = 10
 _STYLE = importlib.resources.files("lidiv_backend.server").joinpath("templates/style.css")
 _STYLE_TEXT = _STYLE.read_text(encoding="utf-8")
 _STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE_TEXT.encode()).digest()).decode()
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><g fill-opacity=".55">'
+    '<circle cx="16" cy="16" r="14" fill="#1f6feb"/><circle cx="19" cy="18" r="9" fill="#b4560f"/>'
+    '</g><circle cx="20" cy="19" r="4" fill="#fff"/></svg>'
+)
 _HEADERS = {
     # The one style sheet is inside the page, and named by its digest: no script, nothing foreign,
     # and no frame in which somebody could be made to press a button.
@@ -80,6 +85,12 @@ def home() -> Response:
     """Show what this is, what it costs to annotate with it, and what it has learnt."""
     page = _context().pages.home(project=request.args.get("project") or None)
     return _html("home.html", page=page)
+
+
+@pages.get("/icon.svg")
+def icon() -> Response:
+    """Give the icon of the browser's tab."""
+    return Response(_ICON, mimetype="image/svg+xml", headers={"Cache-Control": "private"})
 
 
 @pages.get("/runs/<int:number>")

@@ -375,11 +375,10 @@ class DayLine:
 
 @dataclass(frozen=True, kw_only=True)
 class VersionCost:
-    """What the masks of a version cost; `is_kept` says whether it has a page."""
+    """What the masks of a version cost; `page` names its page, if it has one."""
 
     version: str
-    shown: str
-    is_kept: bool
+    page: str | None
     cost: Cost
     strip: SpreadStrip
 
@@ -700,7 +699,8 @@ class Pages:
         hint = (
             f"Starts by itself after {missing} more accepted annotation{'s' * (missing != 1)}."
             if missing > 0
-            else "A worker starts it by itself as soon as it may."
+            else "Enough for a run: a worker starts it by itself, at most every "
+            f"{self._learning.pause_minutes:g} minutes."
         )
         wanted = math.ceil(LEAST_IMAGES / self._learning.holdout) if self._learning.holdout else 0
         if accepted < wanted:
@@ -729,6 +729,7 @@ class Pages:
             if run.promoted and run.finished_at is not None
         ]
         projects = self._store.annotated_projects()[:_PROJECTS]
+        preset = _preset_version(str(self._registry.base))
         return UsageView(
             days_back=WINDOW_DAYS,
             projects=tuple((name, _number_of(name)) for name in projects),
@@ -739,8 +740,7 @@ class Pages:
             versions=tuple(
                 VersionCost(
                     version=version,
-                    shown=version,
-                    is_kept=self._is_kept(version),
+                    page=BASE if version == preset else version if self._is_kept(version) else None,
                     cost=versions[version],
                     strip=spread_strip(versions[version], most=max(2.0, most)),
                 )
