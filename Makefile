@@ -9,7 +9,7 @@ DEMO ?=
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser soak lint lint-docker audit format weights env-ml clean-environments
+.PHONY: help demo test test-browser soak lint lint-docker audit format docs pictures weights env-ml clean-environments
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' \
@@ -43,6 +43,14 @@ audit: .venv/.installed-audit ## Look for known vulnerabilities in what is insta
 	.venv/bin/pip-audit --skip-editable --desc off --progress-spinner off \
 	  --requirement requirements.txt
 
+docs: .venv/.installed-docs ## Make the documentation's pages, in site/
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+
+pictures: .venv/.installed-browser ## Take the documentation's pictures of the real interface
+	.venv/bin/lidiv demo --prepare
+	LIDIV_PICTURES=$(CURDIR)/docs/pictures LIDIV_CHROMIUM=$(CHROMIUM) \
+	  .venv/bin/python -m pytest -m browser tests/browser/test_prompts.py $(PYTEST)
+
 format: .venv/.installed ## Put the code into shape
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
@@ -66,6 +74,10 @@ clean-environments: ## Delete the environments; the next target makes them again
 
 .venv/.installed-browser: .venv/.installed
 	.venv/bin/python -m pip install --quiet --editable '.[dev,browser]'
+	@touch $@
+
+.venv/.installed-docs: requirements.txt pyproject.toml | .venv/.installed
+	.venv/bin/python -m pip install --quiet --editable '.[dev,docs]'
 	@touch $@
 
 .venv/.installed-audit: requirements.txt pyproject.toml | .venv/.installed

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "segment": ("lidiv_backend.segment", "Segment one photo from clicks, without Label Studio."),
     "benchmark": ("lidiv_backend.benchmark", "Time embedding and clicks."),
     "serve": ("lidiv_backend.server.serve", "Answer Label Studio, under gunicorn."),
+    "settings": ("lidiv_backend.server.settings_command", "List all settings."),
     "models": ("lidiv_backend.server.models", "List, promote and roll back what was learnt."),
     "worker": ("lidiv_backend.server.worker", "Learn from accepted annotations, beside serving."),
     "finetune": ("lidiv_backend.server.finetune", "Learn from accepted annotations now."),

@@ -8,7 +8,9 @@ from pathlib import Path
 from lidiv_backend.errors import BadRequestError
 
 
-def insert_measured(page: Path, name: str, text: str, *, command: str) -> None:
+def insert_measured(
+    page: Path, name: str, text: str, *, command: str, said: str = "Measured with"
+) -> None:
     """Replace a marked section of a Markdown page.
 
     The section lies between ``<!-- measured: NAME -->`` and ``<!-- end: NAME -->``.
@@ -23,6 +25,8 @@ def insert_measured(page: Path, name: str, text: str, *, command: str) -> None:
         Markdown.
     command
         What was typed to measure it; written under the text.
+    said
+        How that line begins.
 
     Raises
     ------
@@ -33,7 +37,7 @@ def insert_measured(page: Path, name: str, text: str, *, command: str) -> None:
     section = re.compile(
         rf"(<!-- measured: {re.escape(name)} -->\n).*?(<!-- end: {re.escape(name)} -->)", re.DOTALL
     )
-    body = f"{text.strip()}\n\nMeasured with `{command}`.\n"
+    body = f"{text.strip()}\n\n{said} `{command}`.\n"
     changed, count = section.subn(lambda found: found[1] + body + found[2], content)
     if count != 1:
         raise BadRequestError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ class Suggestion:
         What the region's details say.
     clicks
         For each click that the page sent for it, whether it was positive.
+    labels
+        Its labels.
     """
 
     mask: NDArray[np.bool_]
     text: str
     clicks: tuple[bool, ...]
+    labels: tuple[str, ...]
 
 
 def decode_mask(rle: list[int], *, height: int, width: int) -> NDArray[np.bool_]:
@@ -86,7 +90,28 @@ class LabelingPage:
         self._page.locator(".lsf-label", has_text=label).last.click()
         self.photograph("tool")
 
-    def click(self, x: float, y: float, *, positive: bool = True) -> Suggestion:
+    def choose_smart_tool(self, kind: str) -> None:
+        """Take another of the Auto-Detect tools: ``key-point`` or ``rectangle``."""
+        self._page.locator(".lsf-tool_smart:visible").last.hover()
+        self._page.locator(f'.lsf-tool_smart[aria-label="{kind}-tool"]').last.click()
+
+    def draw_rectangle(self, left: float, top: float, right: float, bottom: float) -> Suggestion:
+        """Draw a smart rectangle in pixels of the image, and wait for the mask that answers."""
+
+        def draw() -> None:
+            self._page.mouse.move(*self._place(left, top))
+            self._page.mouse.down()
+            self._page.mouse.move(*self._place((left + right) / 2, (top + bottom) / 2))
+            self._page.mouse.move(*self._place(right, bottom))
+            self._page.mouse.up()
+
+        (suggestion,) = self._answered(draw)
+        self.photograph("rectangle")
+        return suggestion
+
+    def click(
+        self, x: float, y: float, *, positive: bool = True, through: bool = False
+    ) -> Suggestion:
         """Click on the image, and wait for the mask that answers.
 
         Parameters
@@ -95,8 +120,32 @@ class LabelingPage:
             Pixels of the image.
         positive
             False for Alt+click.
+        through
+            True for Ctrl+click, which puts a point where a region would be selected.
         """
-        where = self._page.evaluate(
+        (suggestion,) = self.click_for_all(x, y, positive=positive, through=through)
+        return suggestion
+
+    def click_for_all(
+        self, x: float, y: float, *, positive: bool = True, through: bool = False
+    ) -> tuple[Suggestion, ...]:
+        """Click on the image, and wait for all masks that answer."""
+        keys = [key for key, held in (("Alt", not positive), ("Control", through)) if held]
+
+        def click() -> None:
+            for key in keys:
+                self._page.keyboard.down(key)
+            self._page.mouse.click(*self._place(x, y))
+            for key in keys:
+                self._page.keyboard.up(key)
+
+        suggestions = self._answered(click)
+        self.photograph(f"click-{suggestions[-1].text.replace(' ', '-').replace(',', '')}")
+        return suggestions
+
+    def _place(self, x: float, y: float) -> tuple[float, float]:
+        """Where on the page a pixel of the image is."""
+        left, top, x_scale, y_scale = self._page.evaluate(
             f"""() => {{
                 const image = {_IMAGE};
                 const box = image.stageRef.container().getBoundingClientRect();
@@ -104,16 +153,44 @@ class LabelingPage:
                         image.stageHeight / image.naturalHeight];
             }}"""
         )
-        left, top, x_scale, y_scale = where
+        return left + (x + 0.5) * x_scale, top + (y + 0.5) * y_scale
+
+    def _answered(self, act: Callable[[], None]) -> tuple[Suggestion, ...]:
         with self._page.expect_response("**/interactive-annotating*") as answered:
-            if not positive:
-                self._page.keyboard.down("Alt")
-            self._page.mouse.click(left + (x + 0.5) * x_scale, top + (y + 0.5) * y_scale)
-            if not positive:
-                self._page.keyboard.up("Alt")
-        suggestion = self._shown(answered.value)
-        self.photograph(f"click-{suggestion.text.replace(' ', '-')}")
-        return suggestion
+            act()
+        return self._shown(answered.value)
+
+    def take_one(self, number: int) -> None:
+        """Take one of several suggestions with the tick that the canvas shows on it."""
+        ticks = self._page.evaluate(
+            f"""() => {{
+                const image = {_IMAGE};
+                const box = image.stageRef.container().getBoundingClientRect();
+                const plates = image.stageRef.find(
+                    node => node.className === 'Rect' && node.width() === 64
+                            && node.height() === 32);
+                return plates.map(plate => plate.getClientRect()).map(
+                    place => [box.x + place.x + 0.75 * place.width,
+                              box.y + place.y + 0.5 * place.height]);
+            }}"""
+        )
+        left = len(ticks) - 1
+        self._page.mouse.click(*ticks[number])
+        self._page.wait_for_function(f"{_SUGGESTIONS}.length === {left}")
+        self.photograph("took-one")
+
+    def reject(self) -> None:
+        """Throw away all suggestions with the cross of the bottom bar."""
+        self._page.get_by_test_id("bottombar-reject-suggestions-button").click()
+        self._page.wait_for_function(f"{_SUGGESTIONS}.length === 0")
+        self.photograph("rejected")
+
+    def wait_for_draft(self) -> None:
+        """Wait until Label Studio has saved what was accepted as a draft."""
+        self._page.wait_for_function(
+            "() => { const open = Htx.annotationStore.selected;"
+            " return open.draftSaved && !open.isDraftSaving; }"
+        )
 
     def accept(self) -> None:
         """Take the suggestion with the tick of the bottom bar."""
@@ -146,32 +223,47 @@ class LabelingPage:
         self._steps += 1
         self._page.screenshot(path=self._screenshots / f"{self._steps:02}-{name}.png")
 
-    def _shown(self, answer: Response) -> Suggestion:
+    def _shown(self, answer: Response) -> tuple[Suggestion, ...]:
         assert answer.status == 200, answer.text()
         data: dict[str, Any] = answer.json()["data"]
-        (rle,) = {json.dumps(region["value"]["rle"]) for region in data["result"]}
+        # With <Labels> a region is two results with one id.
+        regions = {region["id"]: region for region in data["result"]}
+        labels = {
+            region["id"]: tuple(region["value"].get("labels") or region["value"]["brushlabels"])
+            for region in data["result"]
+            if region["type"] != "brush"
+        }
+        rles = [json.dumps(each["value"]["rle"]).replace(" ", "") for each in regions.values()]
         # The page draws some time after the answer is there.
         self._page.wait_for_function(
-            f"rle => {{ const all = {_SUGGESTIONS};"
-            " return all.length === 1 && JSON.stringify([...all[0].rle]) === rle; }",
-            arg=rle.replace(" ", ""),
+            f"rles => {{ const shown = {_SUGGESTIONS}.map(each => JSON.stringify([...each.rle]));"
+            " return JSON.stringify(shown) === JSON.stringify(rles); }",
+            arg=rles,
         )
         held = self._page.evaluate(
             f"""() => {{
-                const [region] = {_SUGGESTIONS};
                 const image = {_IMAGE};
-                return {{rle: [...region.rle], text: region.meta.text.join(' '),
-                         height: image.naturalHeight, width: image.naturalWidth}};
+                return {_SUGGESTIONS}.map(region => ({{
+                    rle: [...region.rle], text: region.meta.text.join(' '),
+                    height: image.naturalHeight, width: image.naturalWidth}}));
             }}"""
         )
-        return Suggestion(
-            mask=decode_mask(held["rle"], height=held["height"], width=held["width"]),
-            text=held["text"],
-            clicks=_clicks(answer.request.post_data_json),
+        return tuple(
+            Suggestion(
+                mask=decode_mask(each["rle"], height=each["height"], width=each["width"]),
+                text=each["text"],
+                clicks=_clicks(answer.request.post_data_json),
+                labels=labels.get(name, ()),
+            )
+            for name, each in zip(regions, held, strict=True)
         )
 
 
 def _clicks(request: dict[str, Any]) -> tuple[bool, ...]:
     # With <Labels> each click is sent twice, with one id.
-    points = {point["id"]: point["is_positive"] for point in request["context"]["result"]}
+    points = {
+        point["id"]: point["is_positive"]
+        for point in request["context"]["result"]
+        if "is_positive" in point
+    }
     return tuple(points.values())
