@@ -8,7 +8,7 @@ and in the route that it posts to, before anything else::
 
     require_own_form(request, _backend().settings)
     …
-    return redirect(url_for("lidiv.status"), code=303)
+    return redirect(url_for("pages.home"), code=303)
 
 Browsers send basic auth along with whatever another site makes them post, so the password alone
 does not show that it was the page which asked.
