@@ -73,3 +73,10 @@ def test_an_error_is_not_kept() -> None:
     with pytest.raises(OSError, match="gone"):
         cache.get_or_compute("a", fail, size_of=_size)
     assert cache.get_or_compute("a", lambda: b"back", size_of=_size) == b"back"
+
+
+def test_a_value_can_be_replaced() -> None:
+    cache: BoundedCache[str, str] = BoundedCache(max_bytes=10)
+    cache.put("a", "first", size=4)
+    cache.put("a", "second", size=6)
+    assert (cache.get("a"), cache.size) == ("second", 6)
