@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
+from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.server.settings import Settings
 from tests.deploy.known import known_variables
 
@@ -52,21 +53,26 @@ def test_only_variables_that_are_read_are_set(name: str) -> None:
     assert asked <= known_variables()
 
 
-@pytest.mark.parametrize("service", ["backend", "backend-2"])
-def test_the_defaults_are_settings_that_the_server_takes(
-    service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("service", OURS)
+def test_the_defaults_are_settings_that_the_server_and_the_worker_take(
+    service: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    environment = dict(load(FILES[0])["services"]["backend"]["environment"])
-    if service == "backend-2":
+    first = load(FILES[0])["services"]
+    environment = dict(first.get(service, first["backend"])["environment"])
+    if name == FILES[1]:
         environment |= load(FILES[1])["services"][service]["environment"]
     secrets = make_secrets(tmp_path)
-    for name, value in environment.items():
+    for variable, value in environment.items():
         value = with_defaults(value).replace("/run/secrets", str(secrets))
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(variable, value)
     settings = Settings.from_environment()
     assert settings.label_studio_url == "http://label-studio:8080"
-    assert len(settings.webhook_secret.get_secret_value()) == 40
-    assert settings.database.startswith("postgresql" if service == "backend-2" else "sqlite")
+    if service != "worker":  # which gets no webhooks
+        assert len(settings.webhook_secret.get_secret_value()) == 40
+    assert settings.database.startswith("postgresql" if name == FILES[1] else "sqlite")
+    # A service of its own learns.
+    assert LearningSettings.from_environment().worker is False
 
 
 def make_secrets(folder: Path) -> Path:
@@ -120,12 +126,35 @@ def test_nothing_is_published_beyond_this_machine_unless_asked() -> None:
                 assert with_defaults(port).startswith("127.0.0.1:")
 
 
-def test_the_backend_runs_with_little_rights() -> None:
-    backend = load(FILES[0])["services"]["backend"]
-    assert backend["read_only"] is True
-    assert backend["cap_drop"] == ["ALL"]
-    assert "no-new-privileges:true" in backend["security_opt"]
-    assert "privileged" not in backend
+@pytest.mark.parametrize("service", ["backend", "worker"])
+def test_our_services_run_with_little_rights(service: str) -> None:
+    about = load(FILES[0])["services"][service]
+    assert about["read_only"] is True
+    assert about["user"] == "10001:10001"
+    assert about["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in about["security_opt"]
+    assert about["mem_limit"]
+    assert about["pids_limit"]
+    assert "privileged" not in about
+    # What is changed on top takes nothing of it back.
+    changed = load(FILES[1])["services"][service]
+    assert not {"read_only", "user", "cap_drop", "cap_add", "security_opt"} & set(changed)
+
+
+def test_the_second_replica_is_like_the_first_and_hidden_behind_the_balancer() -> None:
+    services = load(FILES[1])["services"]
+    assert services["backend-2"]["extends"] == {"file": FILES[0], "service": "backend"}
+    assert services["backend-2"]["environment"] == services["backend"]["environment"]
+    assert services["balancer"]["read_only"] is True
+    assert services["balancer"]["cap_drop"] == ["ALL"]
+
+
+def test_the_worker_learns_alone_and_is_asked_for_no_health() -> None:
+    worker = load(FILES[0])["services"]["worker"]
+    assert worker["command"] == ["lidiv", "worker"]
+    assert worker["healthcheck"] == {"disable": True}
+    assert "ports" not in worker
+    assert "networks" not in worker
 
 
 def test_label_studio_accepts_a_backend_at_a_private_address() -> None:
