@@ -7,6 +7,7 @@ token that does not see everything must not delete what others did.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from lidiv_backend.labelstudio.requests import Task, WebhookAnnotation, parse
 from lidiv_backend.learning.store import Store, StoredAnnotation, annotation_digest
 
 _PAGE = 50
-#: So many missing annotations are asked for by number at a time; the others next time.
+#: So many missing annotations are asked for by number at a time, drawn anew each time.
 _MAX_QUESTIONS = 200
 
 
@@ -81,7 +82,10 @@ def reconcile(store: Store, client: Any, project: str) -> Reconciled:
             if known.get(annotation.annotation) != annotation_digest(annotation):
                 store.keep_annotations(project, [annotation], deleted=[])
                 changed += 1
-        missing = sorted(known.keys() - seen)[:_MAX_QUESTIONS]
+        missing = sorted(known.keys() - seen)
+        if len(missing) > _MAX_QUESTIONS:
+            # Those that exist, though this token's list does not show them, must not block the way.
+            missing = secrets.SystemRandom().sample(missing, _MAX_QUESTIONS)
         gone = [number for number in missing if _is_gone(client, number)]
     except (ApiError, httpx.HTTPError) as error:
         status = getattr(error, "status_code", None)
@@ -97,7 +101,7 @@ def reconcile(store: Store, client: Any, project: str) -> Reconciled:
 
 def _annotations(client: Any, project: str) -> Iterator[StoredAnnotation]:
     number = int(project.partition(".")[0])
-    for item in client.tasks.list(project=number, fields="all", page_size=_PAGE):
+    for item in _tasks(client, number):
         try:
             task = parse(Task, _plain(item))
         except BadRequestError:
@@ -118,6 +122,22 @@ def _annotations(client: Any, project: str) -> Iterator[StoredAnnotation]:
                 completed_by=annotation.completed_by,
                 lead_time=annotation.lead_time,
             )
+
+
+def _tasks(client: Any, project: int) -> Iterator[Any]:
+    """All tasks of a project.
+
+    The SDK asks for pages until one is empty, and Label Studio answers 404 to the one behind the
+    last.
+    """
+    has_begun = False
+    try:
+        for item in client.tasks.list(project=project, fields="all", page_size=_PAGE):
+            has_begun = True
+            yield item
+    except ApiError as error:
+        if error.status_code != 404 or not has_begun:
+            raise
 
 
 def _plain(item: Any) -> Any:

@@ -42,6 +42,8 @@ class FakeLabelStudio(httpx.BaseTransport):
         self.projects: dict[int, dict[str, Any]] = {}
         self.backends: dict[int, dict[str, Any]] = {}
         self.webhooks: dict[int, dict[str, Any]] = {}
+        self.tasks: dict[int, dict[str, Any]] = {}
+        self.away = False
         self.writes: list[tuple[str, str]] = []
         self._numbers = itertools.count(1)
 
@@ -73,7 +75,32 @@ class FakeLabelStudio(httpx.BaseTransport):
         }
         return number
 
+    def add_task(self, project: int, number: int, data: dict[str, Any]) -> None:
+        self.tasks[number] = {
+            "id": number,
+            "project": project,
+            "data": data,
+            "annotations": [],
+            "drafts": [],
+            "predictions": [],
+        }
+
+    def annotate(self, task: int, number: int, **fields: Any) -> dict[str, Any]:
+        """Make or change an annotation, as an annotator does; gives it as a webhook has it."""
+        told = {"id": number, "task": task, "was_cancelled": False, "lead_time": 1.0} | fields
+        # The REST API gives the whole user, webhooks the number.
+        shown = told | {"completed_by": {"id": 1, "email": "admin@example.com"}}
+        others = [each for each in self.tasks[task]["annotations"] if each["id"] != number]
+        self.tasks[task]["annotations"] = [*others, shown]
+        return told | {"completed_by": 1}
+
+    def delete_annotation(self, number: int) -> None:
+        for task in self.tasks.values():
+            task["annotations"] = [each for each in task["annotations"] if each["id"] != number]
+
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self.away:
+            return _refuse(502, "Bad gateway")
         if request.headers.get("Authorization") != f"Token {TOKEN}":
             return _refuse(401, "Invalid token.")
         if request.method != "GET":
@@ -83,6 +110,12 @@ class FakeLabelStudio(httpx.BaseTransport):
         query = {name: values[0] for name, values in parse_qs(request.url.query.decode()).items()}
         if kind == "current-user":
             return httpx.Response(200, json={"id": 1, "email": "admin@example.com"})
+        if kind == "tasks":
+            return self._tasks(query)
+        if kind == "annotations":
+            known = [each for task in self.tasks.values() for each in task["annotations"]]
+            found = [each for each in known if each["id"] == int(number)]
+            return httpx.Response(200, json=found[0]) if found else _refuse(404, "Not found.")
         table = {"projects": self.projects, "ml": self.backends, "webhooks": self.webhooks}[kind]
         if number:
             return self._one(request.method, table, int(number), body)
@@ -95,6 +128,16 @@ class FakeLabelStudio(httpx.BaseTransport):
             return httpx.Response(200, json={"count": len(found), "results": found})
         rows = [each for each in table.values() if each["project"] == int(query["project"])]
         return httpx.Response(200, json=rows)
+
+    def _tasks(self, query: dict[str, str]) -> httpx.Response:
+        rows = [each for each in self.tasks.values() if each["project"] == int(query["project"])]
+        size, page = int(query["page_size"]), int(query.get("page", "1"))
+        shown = rows[(page - 1) * size : page * size]
+        if not shown and page > 1:  # as Django REST framework's paginator has it
+            return _refuse(404, "Invalid page.")
+        total = len(rows)
+        totals = {"total": total, "total_annotations": total, "total_predictions": 0}
+        return httpx.Response(200, json=totals | {"tasks": shown})
 
     def _one(
         self, method: str, table: dict[int, dict[str, Any]], number: int, body: dict[str, Any]
