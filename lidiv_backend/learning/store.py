@@ -249,7 +249,8 @@ class Store:
         except (SQLAlchemyError, OSError, ImportError) as error:
             raise StoreError(
                 f"The database cannot be opened: {_reason(error)}.",
-                remedy="Check LIDIV_DATABASE_URL and LIDIV_STATE, and that the folder is writable.",
+                remedy="Check LIDIV_DATABASE_URL and LIDIV_STATE, that the folder is writable, and "
+                "that the disk is not full.",
             ) from error
 
     def close(self) -> None:

@@ -101,7 +101,10 @@ def _done(
     while not stop.is_set():
         claimed = queue.claim(worker.owner, run=asked.id)
         if claimed is not None:
-            return worker.process(claimed)
+            done = worker.process(claimed)
+            if done.state is RunState.QUEUED and not stop.is_set():
+                continue  # its process was killed, and goes on where it stopped
+            return done
         now = queue.run(asked.id)
         if now.state in (RunState.DONE, RunState.FAILED):
             return now
