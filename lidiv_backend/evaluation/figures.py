@@ -21,7 +21,7 @@ _PANEL = (5.6, 4.2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A line of Figure 5.
+    """A line of Figure 5 or 6.
 
     Parameters
     ----------
@@ -29,16 +29,16 @@ class Series:
         For the legend.
     colour
         ``#rrggbb``.
-    dashed
-        How it is drawn.
     points
         x and the interval at it.
+    dashed
+        How it is drawn.
     """
 
     name: str
     colour: str
-    dashed: bool
-    points: tuple[tuple[int, Interval], ...]
+    points: tuple[tuple[float, Interval], ...]
+    dashed: bool = False
 
 
 def draw_error_curves(summaries: Sequence[Summary]) -> bytes:
@@ -206,6 +206,39 @@ def draw_series(series: Sequence[Series], *, xlabel: str, ylabel: str) -> bytes:
         )
     panel.set(xlabel=xlabel, ylabel=ylabel)
     panel.set_xticks(sorted({x for line in series for x, _ in line.points}))
+    _legend(figure, [panel])
+    return _png(figure)
+
+
+def draw_clicks_to_error(series: Sequence[Series]) -> bytes:
+    """Draw Figure 6: clicks (horizontal) that it took to come down to an error (vertical).
+
+    Parameters
+    ----------
+    series
+        A line for each model; x is the Jaccard error, the interval is of clicks.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    figure, (panel,) = _figure(1)
+    for line in series:
+        errors = [error for error, _ in line.points]
+        clicks = [value for _, value in line.points]
+        panel.fill_betweenx(
+            errors,
+            [value.low for value in clicks],
+            [value.high for value in clicks],
+            color=line.colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+        panel.plot(
+            [value.mean for value in clicks], errors, color=line.colour, marker="o", label=line.name
+        )
+    panel.set(xlabel="clicks, fewer is better", ylabel="Jaccard error", ylim=(0, None))
     _legend(figure, [panel])
     return _png(figure)
 

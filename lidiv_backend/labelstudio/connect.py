@@ -170,7 +170,7 @@ def open_client(url: str, token: str, *, transport: httpx.BaseTransport | None =
     ConnectError
         If the token is an expired personal access token.
     """
-    with _explained(url):
+    with explained(url):
         return LabelStudio(
             base_url=url.rstrip("/"),
             api_key=token.strip(),
@@ -203,7 +203,7 @@ def connect(client: Any, wish: Wish, *, url: str) -> Connection:
     """
     changes: list[str] = []
     backend_url = wish.backend_url.rstrip("/")
-    with _explained(url, backend_url=backend_url):
+    with explained(url, backend_url=backend_url):
         client.users.whoami()
         project = _ensure_project(client, wish, changes)
         _ensure_label_config(client, project, wish, changes)
@@ -384,7 +384,8 @@ def _ensure_backend(
 
 
 @contextmanager
-def _explained(url: str, *, backend_url: str = "") -> Iterator[None]:
+def explained(url: str, *, backend_url: str = "") -> Iterator[None]:
+    """Turn what goes wrong in talking to Label Studio into a `ConnectError` with a remedy."""
     try:
         yield
     except httpx.HTTPError as error:
