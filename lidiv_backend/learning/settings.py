@@ -4,13 +4,18 @@
 variable                                what it says
 ======================================  ==========================================================
 ``LIDIV_LEARN_SHARED``                  whether all projects learn into one model, or each into its
-                                        own; true. Models of single projects are made, measured and
-                                        kept, but servers answer with the shared one
+                                        own, which begins with the preset; true
+``LIDIV_LEARN_ENGINES``                 of how many projects that learn by themselves a server
+                                        process keeps the models in memory; 3
 ``LIDIV_LEARN_AFTER``                   so many newly accepted annotations start a run; 20
 ``LIDIV_LEARN_PAUSE_MINUTES``           least time between the starts of two such runs; 60
+``LIDIV_LEARN_PROJECTS``                other thresholds for single projects, by their numbers:
+                                        ``{"7": {"after": 5, "pause_minutes": 10}}``. Where all
+                                        learn together, such a project starts a run of its own
+                                        accord, too
 ``LIDIV_LEARN_MINUTES``                 time for the training of a run; the gate comes on top; 6
-``LIDIV_LEARN_STEPS``                   optimiser steps of a run; 300
-``LIDIV_LEARN_RATE``                    learning rate; 2e-4
+``LIDIV_LEARN_STEPS``                   optimiser steps of a run; 120
+``LIDIV_LEARN_RATE``                    learning rate; 5e-4
 ``LIDIV_LEARN_ANCHOR``                  weight of the penalty for leaving the base weights; 1e-3
 ``LIDIV_LEARN_HOLDOUT``                 share of the images that is held out; 0.25
 ``LIDIV_LEARN_THREADS``                 CPU threads of a run; half of the cores
@@ -39,8 +44,8 @@ from __future__ import annotations
 
 import os
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from lidiv_backend.errors import LidivError
 
@@ -53,6 +58,23 @@ class LearningSettingsError(LidivError):
     kind = "settings"
 
 
+class Thresholds(BaseModel):
+    """When a project's annotations start a run.
+
+    Parameters
+    ----------
+    after
+        So many newly accepted annotations; as for all projects if None.
+    pause_minutes
+        Least time between the starts of two runs; as for all projects if None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after: int | None = Field(default=None, gt=0)
+    pause_minutes: float | None = Field(default=None, ge=0)
+
+
 class LearningSettings(BaseSettings):
     """Settings of learning; see the module for what each says."""
 
@@ -61,11 +83,13 @@ class LearningSettings(BaseSettings):
     )
 
     shared: bool = True
+    engines: int = Field(default=3, gt=0)
     after: int = Field(default=20, gt=0)
     pause_minutes: float = Field(default=60.0, ge=0)
+    projects: dict[str, Thresholds] = Field(default_factory=dict)
     minutes: float = Field(default=6.0, gt=0)
-    steps: int = Field(default=300, gt=0)
-    rate: float = Field(default=2e-4, gt=0)
+    steps: int = Field(default=120, gt=0)
+    rate: float = Field(default=5e-4, gt=0)
     anchor: float = Field(default=1e-3, ge=0)
     holdout: float = Field(default=0.25, ge=0, le=1)
     threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), gt=0)
@@ -84,6 +108,35 @@ class LearningSettings(BaseSettings):
     worker: bool = False
     base_data: str = Field(default="", validation_alias="LIDIV_BASE_DATA")
 
+    def thresholds(self, project: str | None) -> tuple[int, float]:
+        """Say what starts a run for a project.
+
+        Parameters
+        ----------
+        project
+            As Label Studio sends it; None for all of them together.
+
+        Returns
+        -------
+        after : int
+            So many newly accepted annotations.
+        pause_minutes : float
+            Least time between the starts of two runs.
+        """
+        own = self.own_thresholds(project)
+        if own is None:
+            return self.after, self.pause_minutes
+        return (
+            self.after if own.after is None else own.after,
+            self.pause_minutes if own.pause_minutes is None else own.pause_minutes,
+        )
+
+    def own_thresholds(self, project: str | None) -> Thresholds | None:
+        """Find the thresholds that a project has for itself; None if it has none."""
+        if project is None:
+            return None
+        return self.projects.get(project) or self.projects.get(project.partition(".")[0])
+
     @classmethod
     def from_environment(cls) -> LearningSettings:
         """Read the environment.
@@ -100,4 +153,9 @@ class LearningSettings(BaseSettings):
             where = "_".join(str(part) for part in first["loc"]).upper()
             raise LearningSettingsError(
                 f"{_PREFIX}{where}: {first['msg']}.", remedy="Correct the environment variable."
+            ) from error
+        except SettingsError as error:
+            raise LearningSettingsError(
+                f"{_PREFIX}PROJECTS is no JSON object.",
+                remedy='Write {"7": {"after": 5, "pause_minutes": 10}}.',
             ) from error

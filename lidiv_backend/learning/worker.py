@@ -194,22 +194,25 @@ class Worker:
         """Ask for a run in every channel with enough newly accepted annotations."""
         asked = []
         for channel, project in self._channels():
+            after, minutes = self._settings.thresholds(project)
             last = self._queue.last(channel)
-            pause = timedelta(minutes=self._settings.pause_minutes)
-            if last is not None and now() - last.created_at < pause:
+            if last is not None and now() - last.created_at < timedelta(minutes=minutes):
                 continue
             learnt = self._queue.last(channel, state=RunState.DONE)
             count = self._store.count_accepted(
                 project, since=None if learnt is None else learnt.created_at
             )
-            if count >= self._settings.after:
+            if count >= after:
                 asked.append(self._queue.enqueue(channel, RunCause.ANNOTATIONS, project=project))
         return asked
 
     def _channels(self) -> list[tuple[str, str | None]]:
-        if self._settings.shared:
-            return [(SHARED, None)]
-        return [(channel_of(project), project) for project in self._store.annotated_projects()]
+        """Channels, and whose annotations may start a run there; None for all together."""
+        projects = self._store.annotated_projects()
+        if not self._settings.shared:
+            return [(channel_of(project), project) for project in projects]
+        own = [project for project in projects if self._settings.own_thresholds(project)]
+        return [(SHARED, None), *((SHARED, project) for project in own)]
 
     def process(self, run: TrainingRun) -> TrainingRun:
         """Do a run that this worker has claimed.

@@ -130,8 +130,9 @@ def setup() -> Any:
     """Note where a project's Label Studio is, and check its label configuration."""
     backend = _backend()
     require_login(request, backend.settings)
-    backend.keep_connection(parse(SetupRequest, _body()))
-    return {"model_version": backend.engines.version}
+    received = parse(SetupRequest, _body())
+    backend.keep_connection(received)
+    return {"model_version": backend.engines_of(received.project).version}
 
 
 @_routes.post("/predict")

@@ -20,7 +20,7 @@ from lidiv_backend.learning.store import Failure, Store, StoredAnnotation
 from lidiv_backend.observing import observed_by
 from lidiv_backend.server.background import BackgroundPool
 from lidiv_backend.server.connections import find_connection, find_options, image_source
-from lidiv_backend.server.engines import EngineRegistry
+from lidiv_backend.server.engines import EngineRegistry, ProjectEngines
 from lidiv_backend.server.logs import request_named
 from lidiv_backend.server.metrics import (
     CountedAnswers,
@@ -58,6 +58,8 @@ class Backend:
         How it is learnt from annotations.
     metrics
         What is counted.
+    projects
+        The models of projects that learn by themselves; None where all learn together.
     """
 
     settings: Settings
@@ -67,6 +69,11 @@ class Backend:
     service: PredictionService
     background: BackgroundPool
     metrics: Metrics
+    projects: ProjectEngines | None = None
+
+    def engines_of(self, project: str) -> EngineRegistry:
+        """Give the models that answer a project."""
+        return self.engines if self.projects is None else self.projects.of(project)
 
     def close(self) -> None:
         """Drop what waits in the background, and close the database."""
@@ -127,7 +134,8 @@ class Backend:
             As `PredictionService.predict`.
         """
         with observed_by(self.metrics), request_named(request_id):
-            predictions = self.service.predict(
+            service = self.service.with_engines(self.engines_of(received.project))
+            predictions = service.predict(
                 received,
                 connection or self.connection(received.project),
                 failed=lambda error, task: self.keep_failure(
@@ -233,21 +241,29 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
             "LIDIV_LABEL_STUDIO_URL is not set: whoever reaches /setup says where Label Studio is."
         )
     learning = LearningSettings.from_environment()
-    if not learning.shared:
-        _LOG.warning(
-            "LIDIV_LEARN_SHARED is false: projects learn by themselves, but this server answers "
-            "all of them with the shared model."
-        )
     store = Store(settings.database)
-    promoted = PromotedModel(
-        ModelRegistry(settings.state_folder, base=settings.preset), SHARED, device=settings.device
-    )
+    registry = ModelRegistry(settings.state_folder, base=settings.preset)
+    promoted = PromotedModel(registry, SHARED, device=settings.device)
+    # What projects share that learn by themselves is the preset, to which nobody promotes.
     engines = EngineRegistry(
-        promoted.load_any,
+        promoted.load_any if learning.shared else promoted.load_preset,
         name=settings.preset,
         wait_seconds=settings.load_seconds,
-        watched=promoted if engine is None else None,
+        watched=promoted if engine is None and learning.shared else None,
     )
+    projects: ProjectEngines | None = None
+    if not learning.shared:
+        projects = ProjectEngines(
+            engines,
+            lambda project: PromotedModel(
+                registry,
+                channel_of(project),
+                device=settings.device,
+                share=1 / learning.engines,
+            ),
+            wait_seconds=settings.load_seconds,
+            limit=learning.engines,
+        )
     background = BackgroundPool()
     metrics = Metrics()
     metrics.look_up(lambda: of_models(engines, settings.preset))
@@ -281,6 +297,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         service=service,
         background=background,
         metrics=metrics,
+        projects=projects,
     )
 
 

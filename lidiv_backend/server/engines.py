@@ -15,6 +15,8 @@ from lidiv_backend.labelstudio.engine import Engine, EngineNotReadyError
 _LOG = logging.getLogger(__name__)
 #: Seconds between two looks at what shall be served, and after a version could not be loaded.
 LOOK_SECONDS, RETRY_SECONDS = 1.0, 60.0
+# So many projects are remembered to have been answered by the preset.
+_NEWCOMERS = 1000
 
 
 class Watched(Protocol):
@@ -25,6 +27,13 @@ class Watched(Protocol):
 
     def load(self) -> Engine:
         """Make the engine that shall be served now."""
+
+
+class Promotable(Watched, Protocol):
+    """What shall be served for a project that learns by itself."""
+
+    def load_any(self) -> Engine:
+        """As `load`, or the preset's engine where that fails."""
 
 
 class EngineRegistry:
@@ -189,3 +198,79 @@ class EngineRegistry:
             )
         finally:
             self._settled.set()
+
+
+class ProjectEngines:
+    """Engines of projects that learn by themselves, as many as fit into memory.
+
+    A project without a version of its own is answered by the preset, whose engine all of them
+    share. The engines of the projects that were asked for longest ago are let go.
+
+    Parameters
+    ----------
+    default
+        The preset's.
+    watch
+        Gives what shall be served for a project; its stamp is ``()`` while nothing was promoted.
+    wait_seconds
+        How long a request waits while a project's engine is being loaded.
+    limit
+        Projects that have engines at a time.
+    """
+
+    def __init__(
+        self,
+        default: EngineRegistry,
+        watch: Callable[[str], Promotable],
+        *,
+        wait_seconds: float,
+        limit: int,
+    ) -> None:
+        self._default = default
+        self._watch = watch
+        self._wait_seconds = wait_seconds
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._own: OrderedDict[str, EngineRegistry] = OrderedDict()
+        # Projects that this process has answered by the preset: they go on like that while their
+        # first own version is being loaded.
+        self._newcomers: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Projects that have engines, the one that was asked for last first."""
+        with self._lock:
+            return tuple(reversed(self._own))
+
+    def of(self, project: str) -> EngineRegistry:
+        """Give the engines that answer a project, and begin to load them where that is needed.
+
+        Parameters
+        ----------
+        project
+            As Label Studio sends it.
+        """
+        watched = self._watch(project)
+        with self._lock:
+            own = self._own.get(project)
+            if own is None:
+                if watched.stamp() == ():
+                    self._newcomers[project] = None
+                    while len(self._newcomers) > _NEWCOMERS:
+                        self._newcomers.popitem(last=False)
+                    return self._default
+                own = EngineRegistry(
+                    watched.load_any,
+                    name=self._default.version,
+                    wait_seconds=self._wait_seconds,
+                    watched=watched,
+                )
+                own.start()
+                self._own[project] = own
+            self._own.move_to_end(project)
+            while len(self._own) > self._limit:
+                self._own.popitem(last=False)
+            if not own.is_ready and own.error is None and project in self._newcomers:
+                return self._default
+            self._newcomers.pop(project, None)
+        return own

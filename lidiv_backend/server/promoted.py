@@ -24,12 +24,17 @@ class PromotedModel:
         Whose pointer.
     device
         Where to compute; chosen if None.
+    share
+        Of the memory for embeddings, where several models are held side by side.
     """
 
-    def __init__(self, registry: ModelRegistry, channel: str, *, device: str | None) -> None:
+    def __init__(
+        self, registry: ModelRegistry, channel: str, *, device: str | None, share: float = 1.0
+    ) -> None:
         self._registry = registry
         self._channel = channel
         self._device = device
+        self._share = share
 
     def stamp(self) -> Hashable:
         """Tell cheaply whether the pointer is still the same."""
@@ -59,10 +64,24 @@ class PromotedModel:
             if self._registry.stamp(self._channel) == ():
                 raise
             _LOG.error("The version in use cannot be loaded, the preset is served. %s", error)
+        return self.load_preset()
+
+    def load_preset(self) -> Engine:
+        """Load what LiDiv came with, whatever was promoted.
+
+        Raises
+        ------
+        LidivError
+            If it cannot be loaded.
+        """
         return self._predictor(BASE)
 
     def _predictor(self, version: str) -> Engine:
         # Imported here, in the thread that loads: libraries of models take their time.
-        from lidiv_backend.predictor import Predictor
+        from lidiv_backend.predictor import CACHE_BYTES, Predictor
 
-        return Predictor.from_pretrained(self._registry.source(version), device=self._device)
+        return Predictor.from_pretrained(
+            self._registry.source(version),
+            device=self._device,
+            cache_bytes=int(CACHE_BYTES * self._share),
+        )

@@ -16,7 +16,7 @@ from lidiv_backend.learning.gate import Comparison, Verdict
 from lidiv_backend.learning.process import Outcome
 from lidiv_backend.learning.registry import BASE, SHARED, ModelRegistry, channel_of
 from lidiv_backend.learning.runs import MAX_ATTEMPTS, RunCause, RunQueue, RunState
-from lidiv_backend.learning.settings import LearningSettings
+from lidiv_backend.learning.settings import LearningSettings, Thresholds
 from lidiv_backend.learning.store import Store, StoreError
 from lidiv_backend.learning.worker import StateFolders, Worker
 from lidiv_backend.model import load_model
@@ -156,6 +156,29 @@ def test_projects_may_learn_by_themselves(
     assert models.pointer(channel_of("8.200")).version != BASE
     assert models.pointer(channel_of(PROJECT)).version == BASE
     assert models.pointer(SHARED).version == BASE
+
+
+def test_thresholds_of_single_projects(
+    make_worker: MakeWorker, lab: Lab, queue: RunQueue, candidate: Path
+) -> None:
+    quick = {"8": Thresholds(after=2, pause_minutes=0)}
+    annotate(lab, 0)
+    together = make_worker(
+        good(candidate), settings=SETTINGS.model_copy(update={"projects": quick})
+    )
+    assert not together.step()
+    alone = make_worker(
+        good(candidate), settings=SETTINGS.model_copy(update={"projects": quick, "shared": False})
+    )
+    lab.project = "8.200"
+    annotate(lab, 0)
+    assert not alone.step()
+    annotate(lab, 1)
+    assert alone.step()
+    assert queue.runs()[0].channel == channel_of("8.200")
+    # The same two start a run of the model that all share, because of their project.
+    assert together.step()
+    assert (queue.runs()[0].channel, queue.runs()[0].project) == (SHARED, "8.200")
 
 
 def test_a_button_starts_a_run_at_once(
