@@ -173,6 +173,7 @@ def _work(folder: Path, job: Job) -> Outcome:
     import torch
 
     from lidiv_backend.learning import gate
+    from lidiv_backend.learning.examples import draw_examples
     from lidiv_backend.learning.finetune import TuningData, finetune
     from lidiv_backend.learning.snapshot import SnapshotSet, read_snapshot
     from lidiv_backend.learning.vault import Vault
@@ -206,14 +207,18 @@ def _work(folder: Path, job: Job) -> Outcome:
     else:
         preset = Predictor.from_pretrained(job.base, device=device)
         base = gate.photographs(preset, folder / "photographs")
+    candidate = Predictor.from_pretrained(weights, device=device)
+    in_use = Predictor.from_pretrained(job.in_use, device=device)
+    held_out = SnapshotSet(snapshot.part(held_out=True), vault, name="held out")
     verdict = gate.judge(
-        Predictor.from_pretrained(weights, device=device),
-        Predictor.from_pretrained(job.in_use, device=device),
-        held_out=SnapshotSet(snapshot.part(held_out=True), vault, name="held out"),
+        candidate,
+        in_use,
+        held_out=held_out,
         base=base,
         images=settings.gate_images,
         objects=settings.gate_objects,
     )
+    draw_examples(candidate, in_use, held_out, folder)
     return Outcome(weights=str(weights), verdict=verdict.to_json())
 
 
