@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lidiv_backend.observing import cache_asked
+from lidiv_backend.turns import OvertakenError, require_not_overtaken, result_of
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
@@ -27,7 +28,8 @@ class BoundedCache(Generic[_Key, _Value]):
     """Keeps what was used last, up to a number of bytes; for many threads.
 
     Threads that ask for the same missing key wait for the one that came first, which computes
-    without holding the lock. If it fails, all of them get its error, and nothing is kept.
+    without holding the lock. If it fails, all of them get its error, and nothing is kept. If it
+    gives up because nobody wants its own answer any more, one of them computes instead.
 
     Parameters
     ----------
@@ -88,20 +90,34 @@ class BoundedCache(Generic[_Key, _Value]):
         size_of
             Bytes of a value.
         """
-        with self._lock:
-            entry = self._fresh(key)
-            future = self._pending.get(key)
-            mine = entry is None and future is None
+        while True:
+            with self._lock:
+                entry = self._fresh(key)
+                future = self._pending.get(key)
+                mine = entry is None and future is None
+                if mine:
+                    future = self._pending[key] = Future()
+            if self._name:
+                # Who waits for another one's computation computes nothing, but does not find it.
+                cache_asked(self._name, hit=entry is not None)
+            if entry is not None:
+                return entry.value
+            assert future is not None  # noqa: S101 - one of the three is there
             if mine:
-                future = self._pending[key] = Future()
-        if self._name:
-            # Who waits for another one's computation computes nothing, but does not find it either.
-            cache_asked(self._name, hit=entry is not None)
-        if entry is not None:
-            return entry.value
-        assert future is not None  # noqa: S101
-        if not mine:
-            return future.result()
+                return self._compute(key, compute, size_of, future)
+            try:
+                return result_of(future)
+            except OvertakenError:
+                # Was it this one, or the one that computes?
+                require_not_overtaken()
+
+    def _compute(
+        self,
+        key: _Key,
+        compute: Callable[[], _Value],
+        size_of: Callable[[_Value], int],
+        future: Future[_Value],
+    ) -> _Value:
         try:
             value = compute()
             self._keep(key, value, size_of(value))

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 #: From an image's address to the answer for a click.
-STAGES = ("fetch", "decode", "embed", "propose", "select", "encode")
+STAGES = ("fetch", "decode", "wait", "embed", "propose", "select", "encode")
 
 
 class Observer(Protocol):
@@ -24,6 +24,9 @@ class Observer(Protocol):
 
     def cache_asked(self, cache: str, *, hit: bool) -> None:
         """Take note of whether a cache had what was asked for."""
+
+    def click_dropped(self) -> None:
+        """Take note of a click that a newer one has overtaken."""
 
 
 _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
@@ -73,3 +76,10 @@ def cache_asked(cache: str, *, hit: bool) -> None:
     observer = _observer.get()
     if observer is not None:
         observer.cache_asked(cache, hit=hit)
+
+
+def click_dropped() -> None:
+    """Say that a click was not answered, since a newer one has overtaken it."""
+    observer = _observer.get()
+    if observer is not None:
+        observer.click_dropped()

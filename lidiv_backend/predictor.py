@@ -21,6 +21,7 @@ from lidiv_backend.model import InferenceConfig, Model, load_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.observing import stage
+from lidiv_backend.turns import Step, hurrying, turn
 
 #: Bytes of embeddings that are kept unless told otherwise.
 CACHE_BYTES = 512 * 2**20
@@ -233,11 +234,12 @@ class Predictor:
         digest = hashlib.blake2b(small.tobytes(), digest_size=16)
         digest.update(f"{height}x{width} {small.shape} {self.version}".encode())
         key = digest.hexdigest()
-        return self._embeddings.get_or_compute(
-            key,
-            lambda: self._embed(key, small, height=height, width=width),
-            size_of=lambda embedding: embedding.nbytes,
-        )
+        with hurrying(key):
+            return self._embeddings.get_or_compute(
+                key,
+                lambda: self._embed(key, small, height=height, width=width),
+                size_of=lambda embedding: embedding.nbytes,
+            )
 
     def predict(
         self,
@@ -310,12 +312,13 @@ class Predictor:
     def _embed(
         self, key: str, small: NDArray[np.uint8], *, height: int, width: int
     ) -> ImageEmbedding:
-        # A copy: torch takes no arrays that are read-only, as those of Pillow are.
-        rgb = torch.tensor(small, device=self.device).permute(2, 0, 1).unsqueeze(0)
-        rgb = rgb.float().div_(255).contiguous(memory_format=torch.channels_last)
-        with stage("embed", settle=self._settle), self._autocast():
-            features = () if self._encoder is None else self._encoder(rgb)
-            projected = self._proposal.project(rgb, features)
+        with turn(Step.EMBED, key):
+            # A copy: torch takes no arrays that are read-only, as those of Pillow are.
+            rgb = torch.tensor(small, device=self.device).permute(2, 0, 1).unsqueeze(0)
+            rgb = rgb.float().div_(255).contiguous(memory_format=torch.channels_last)
+            with stage("embed", settle=self._settle), self._autocast():
+                features = () if self._encoder is None else self._encoder(rgb)
+                projected = self._proposal.project(rgb, features)
         return ImageEmbedding(key=key, height=height, width=width, rgb=rgb, projected=projected)
 
     @torch.inference_mode()
@@ -323,20 +326,21 @@ class Predictor:
         self, image: ImageEmbedding, clicks: Sequence[Click], shown: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Logits (M, h, w) and scores (M,), float32 on the CPU."""
-        packed = pack_clicks([clicks], scale=image.scale).to(self.device)
-        prompt = Prompt(clicks=packed, previous=shown)
-        with stage("propose", settle=self._settle), self._autocast():
-            decoded = self._proposal(image.projected, prompt)
-            logits = decoded.logits.float()
-        with stage("select"), self._autocast():
-            if self._selection is None:
-                # Ranked diversity: f ranks its own outputs.
-                scores = 0.5 ** torch.arange(1.0, logits.shape[1] + 1)
-            else:
-                features = tuple(part.float() for part in decoded.features)
-                rated = self._selection(image.rgb, prompt, logits.sigmoid(), features)
-                scores = self._selection.score(rated.float())[0]
-            return logits[0].cpu(), scores.cpu()
+        with turn(Step.PROPOSE):
+            packed = pack_clicks([clicks], scale=image.scale).to(self.device)
+            prompt = Prompt(clicks=packed, previous=shown)
+            with stage("propose", settle=self._settle), self._autocast():
+                decoded = self._proposal(image.projected, prompt)
+                logits = decoded.logits.float()
+            with stage("select"), self._autocast():
+                if self._selection is None:
+                    # Ranked diversity: f ranks its own outputs.
+                    scores = 0.5 ** torch.arange(1.0, logits.shape[1] + 1)
+                else:
+                    features = tuple(part.float() for part in decoded.features)
+                    rated = self._selection(image.rgb, prompt, logits.sigmoid(), features)
+                    scores = self._selection.score(rated.float())[0]
+                return logits[0].cpu(), scores.cpu()
 
     def _replay(self, image: ImageEmbedding, clicks: tuple[Click, ...]) -> Tensor | None:
         """Mask that was shown after some clicks, (1, 1, h, w) in [0, 1]; None before the first."""

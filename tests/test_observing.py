@@ -24,6 +24,9 @@ class Notes:
     def cache_asked(self, cache: str, *, hit: bool) -> None:
         self.caches.append((cache, hit))
 
+    def click_dropped(self) -> None:
+        raise AssertionError
+
 
 def test_a_predictor_tells_its_stages() -> None:
     predictor, notes = tiny.predictor(tiny.description()), Notes()

@@ -37,7 +37,8 @@ from lidiv_backend.labelstudio.results import (
     read_prompts,
     read_task_prompts,
 )
-from lidiv_backend.observing import stage
+from lidiv_backend.observing import click_dropped, stage
+from lidiv_backend.turns import LatestClicks, OvertakenError, require_not_overtaken
 
 #: Told of a task that failed while others went on, or in the background.
 FailureReport = Callable[[Exception, int | None], None]
@@ -139,6 +140,7 @@ class PredictionService:
         self._images = images
         self._recorder = recorder
         self._background = background
+        self._latest = LatestClicks()
         self._interactions = Interactions(max_bytes=memo_bytes)
         self._beginnings = Beginnings()
         self._box_starts: BoundedCache[tuple[str, str, str], Start] = BoundedCache(
@@ -191,7 +193,7 @@ class PredictionService:
         """
         config = parse_label_config(request.label_config)
         if request.params.context is not None:
-            first = self._interactive(request, config, connection, options, failed)
+            first = self._newest(request, config, connection, options, failed)
             return [(first,), *(((self._empty(),)) for _ in request.tasks[1:])]
         return [
             self._batch_item(request.project, task, config, connection, failed)
@@ -200,6 +202,28 @@ class PredictionService:
 
     def _empty(self) -> Prediction:
         return Prediction(model_version=self._engines.version)
+
+    def _newest(
+        self,
+        request: PredictRequest,
+        config: LabelConfig,
+        connection: Connection | None,
+        options: ProjectOptions,
+        failed: FailureReport,
+    ) -> Prediction:
+        """Answer a click, unless the annotator clicks again while it waits."""
+        # All results of a region in progress are sent again with each new one.
+        ids = [each.id for each in request.params.context.result] if request.params.context else []
+        if not ids or not ids[0]:
+            return self._interactive(request, config, connection, options, failed)
+        key = (request.project, request.tasks[0].id, ids[0])
+        try:
+            with self._latest.answering(key, len(set(ids))):
+                return self._interactive(request, config, connection, options, failed)
+        except OvertakenError:
+            # Label Studio drops it: the newer answer is the one that counts.
+            click_dropped()
+            return self._empty()
 
     def _interactive(
         self,
@@ -371,7 +395,9 @@ class PredictionService:
                 f"The task has no image under {tags.data_key!r} in its data.",
                 remedy=f"The label config's image {tags.name!r} takes it from there; check both.",
             )
-        return engine.embed(self._images.rgb(address, connection, task=task.id))
+        image = engine.embed(self._images.rgb(address, connection, task=task.id))
+        require_not_overtaken()
+        return image
 
     def _embed_ahead(
         self,

@@ -29,9 +29,11 @@ from lidiv_backend.server.metrics import (
     of_gpu,
     of_learning,
     of_models,
+    of_turns,
 )
 from lidiv_backend.server.promoted import PromotedModel
 from lidiv_backend.server.settings import Settings
+from lidiv_backend.turns import Asker, Turns, asking
 
 _LOG = logging.getLogger(__name__)
 # Label Studio's own secrets, which some events carry.
@@ -58,6 +60,8 @@ class Backend:
         How it is learnt from annotations.
     metrics
         What is counted.
+    turns
+        Who computes next.
     projects
         The models of projects that learn by themselves; None where all learn together.
     """
@@ -69,6 +73,7 @@ class Backend:
     service: PredictionService
     background: BackgroundPool
     metrics: Metrics
+    turns: Turns
     projects: ProjectEngines | None = None
 
     def engines_of(self, project: str) -> EngineRegistry:
@@ -133,7 +138,8 @@ class Backend:
         LidivError
             As `PredictionService.predict`.
         """
-        with observed_by(self.metrics), request_named(request_id):
+        asker = Asker(self.turns, urgent=received.params.context is not None)
+        with observed_by(self.metrics), request_named(request_id), asking(asker):
             service = self.service.with_engines(self.engines_of(received.project))
             predictions = service.predict(
                 received,
@@ -265,10 +271,11 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
             limit=learning.engines,
         )
     background = BackgroundPool()
-    metrics = Metrics()
+    metrics, turns = Metrics(), Turns(settings.computations)
     metrics.look_up(lambda: of_models(engines, settings.preset))
     metrics.look_up(lambda: of_learning(store))
     metrics.look_up(of_gpu)
+    metrics.look_up(lambda: of_turns(turns))
     metrics.look_up(
         lambda: [
             gauge(
@@ -297,6 +304,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         service=service,
         background=background,
         metrics=metrics,
+        turns=turns,
         projects=projects,
     )
 

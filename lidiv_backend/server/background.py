@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from lidiv_backend.observing import current_observer, observed_by
 from lidiv_backend.server.logs import current_request, request_named
+from lidiv_backend.turns import asking, current_asker
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,14 +43,15 @@ class BackgroundPool:
             if self._taken >= self._max_waiting:
                 return False
             self._taken += 1
-        observer, request = current_observer(), current_request()
+        observer, request, asker = current_observer(), current_request(), current_asker()
 
-        def observed() -> None:
-            with observed_by(observer), request_named(request):
+        def in_background() -> None:
+            left_behind = None if asker is None else asker.in_background()
+            with observed_by(observer), request_named(request), asking(left_behind):
                 work()
 
         try:
-            future = self._executor.submit(observed)
+            future = self._executor.submit(in_background)
         except RuntimeError:  # shut down
             self._leave()
             return False

@@ -42,6 +42,7 @@ from lidiv_backend.learning.recording import AnswerLog
 from lidiv_backend.learning.runs import RunState
 from lidiv_backend.learning.store import Store
 from lidiv_backend.server.engines import EngineRegistry
+from lidiv_backend.turns import Turns
 
 _LOG = logging.getLogger(__name__)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -107,7 +108,7 @@ class Metrics:
         )
         self._clicks = Counter(
             "lidiv_clicks",
-            "Clicks that were answered: positive, negative, or asking for the next proposal.",
+            "Clicks by what they meant (positive, negative, next), or overtaken by newer ones.",
             ["kind"],
             registry=counted,
         )
@@ -120,6 +121,10 @@ class Metrics:
     def cache_asked(self, cache: str, *, hit: bool) -> None:
         """Count whether a cache had what was asked for."""
         self._caches.labels(cache, "hit" if hit else "miss").inc()
+
+    def click_dropped(self) -> None:
+        """Count a click that a newer one has overtaken."""
+        self.clicked("overtaken")
 
     def request_began(self) -> None:
         """Count a request that has come."""
@@ -255,6 +260,16 @@ def of_learning(store: Store) -> Iterator[Metric]:
     )
     steps.add_metric([], accepted.steps)
     yield steps
+
+
+def of_turns(turns: Turns) -> Iterator[Metric]:
+    """Say how many threads wait for their turn to compute."""
+    waiting = GaugeMetricFamily(
+        "lidiv_turns_waiting", "Computations that wait for their turn.", labels=["step"]
+    )
+    for step, count in turns.waiting().items():
+        waiting.add_metric([step.value], count)
+    yield waiting
 
 
 def of_gpu() -> Iterator[Metric]:

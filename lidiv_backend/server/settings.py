@@ -30,6 +30,8 @@ variable                                what it says
 ``LIDIV_WORKERS``                       processes, each with a model of its own in memory; 1
 ``LIDIV_THREADS``                       requests that a process answers at once; 16. Clicks never
                                         take the last of them
+``LIDIV_COMPUTATIONS``                  passes through the networks that a process makes at once;
+                                        2. Embedding an image never takes the last of them
 ``LIDIV_REQUESTS_PER_SECOND``           what one client may ask, on average; 100. 0 is no limit,
                                         and a wrong login counts as twenty
 ``LIDIV_PROXIES``                       proxies in front of the server, whose word on the client's
@@ -136,6 +138,7 @@ class Settings(BaseSettings):
     bind: str = "127.0.0.1:9090"
     workers: int = Field(default=1, gt=0)
     threads: int = Field(default=16, gt=RESERVED_THREADS)
+    computations: int = Field(default=2, gt=0)
     requests_per_second: float = Field(default=100.0, ge=0)
     proxies: int = Field(default=0, ge=0)
     metrics: Literal["login", "open", "off"] = "login"
