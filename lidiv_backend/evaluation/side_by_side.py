@@ -306,17 +306,11 @@ class SideBySide:
             f"selected {first.recent['selected']:.3f}"
         )
 
-    def _made_for(self) -> dict[str, Any]:
-        return {
-            "budget": str(self.budget),
-            "variants": ", ".join(variant.label for variant in self.variants),
-        }
-
     def _save(self) -> None:
         aside = self.folder / f"{_CHECKPOINT}.part"
         torch.save(
             {
-                "made_for": self._made_for(),
+                "budget": str(self.budget),
                 "at": self._at,
                 "students": {s.variant.label: s.state_dict() for s in self._students},
             },
@@ -330,11 +324,12 @@ class SideBySide:
         if not path.exists():
             return
         saved = torch.load(path, map_location=self.device, weights_only=True)
-        for what, value in self._made_for().items():
-            if saved["made_for"][what] == value:
-                continue
+        # Those that need no g were finished before, and are not asked for again.
+        missing = [v.label for v in self.variants if v.label not in saved["students"]]
+        if missing or saved["budget"] != str(self.budget):
             raise BadRequestError(
-                f"{path} is an unfinished training of other {what}: {saved['made_for'][what]}.",
+                f"{path} is an unfinished training of {', '.join(saved['students'])}, each: "
+                f"{saved['budget']}.",
                 remedy=f"Go on with it by the same options, or delete {path}.",
             )
         self._at = saved["at"]
