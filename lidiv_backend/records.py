@@ -30,6 +30,8 @@ class ObjectMask:
         Class name where the data set has one, else an empty string.
     clicks
         The clicks by which an annotator made it, in order; empty where that is not known.
+    rejected
+        Heads of f whose masks the annotator saw for these clicks, and did not take.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ObjectMask:
     kind: str = "instance"
     label: str = ""
     clicks: tuple[Click, ...] = ()
+    rejected: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

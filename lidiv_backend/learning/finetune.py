@@ -6,7 +6,8 @@ the weights back to those that LiDiv came with (L2-SP; Li, Grandvalet and Davoin
 
 A mask that an annotator chose among alternatives teaches g like any other: the clicks that led to
 it are the prompt, and every one of f's masks is rated by its IoU with what was accepted. Images
-with such choices are drawn more often, since there g was wrong.
+with such choices are drawn more often, since there g was wrong; and in the end g alone learns which
+masks were passed over for which, see `lidiv_backend.learning.choices`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lidiv_backend.caching import BoundedCache
 from lidiv_backend.clicks import Click
 from lidiv_backend.devices import best_precision, choose_device
 from lidiv_backend.errors import DataError
+from lidiv_backend.learning.choices import learn_choices
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.snapshot import Snapshot, SnapshotImage, SnapshotSet
 from lidiv_backend.learning.vault import Vault
@@ -37,10 +39,13 @@ from lidiv_backend.training.simulation import DosProtocol
 from lidiv_backend.training.trainer import RunOptions, Trainer
 
 #: How examples are shared out among new annotations, earlier ones and the base set, if all exist.
-_SHARES = {"new": 0.5, "earlier": 0.25, "base": 0.25}
+_SHARES = {"new": 0.6, "earlier": 0.2, "base": 0.2}
 #: An image with a mask that was chosen among alternatives counts so many times.
 _STEPPED = 2
 _SUFFIX = "-tuned"
+#: A step: images, objects of each, and the side of the squares that are cut from them. Many small
+#: crops beside few large ones show more of a lab's objects in the same time.
+_IMAGES, _TARGETS, _CROP = 4, 3, 256
 # Examples are drawn from so many places; only their shares matter.
 _PLACES = 1 << 20
 _CACHE_BYTES = 300 * 2**20
@@ -165,6 +170,8 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
     """
     before = _trained_config(description)
     name = description.name.removesuffix(_SUFFIX) + _SUFFIX
+    # Whole images differ in size, so that a step has room for one.
+    whole = before.crop is None
     return dataclasses.replace(
         before,
         name=name,
@@ -174,9 +181,12 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
         rate=settings.rate,
         warmup=min(20, max(1, settings.steps // 10)),
         decay=0.0,
-        averaging=0.98 if settings.steps >= 100 else 0.0,
+        averaging=0.95 if settings.steps >= 100 else 0.0,
         recorded=0.5,
         kinds={"instance": 1.0, **before.kinds},
+        images=before.images if whole else _IMAGES,
+        targets=before.targets if whole else _TARGETS,
+        crop=before.crop if whole else _CROP,
         seed=settings.seed,
     )
 
@@ -256,6 +266,15 @@ class TuningData:
             ],
             seed=seed,
         )
+
+    def chosen(self) -> SnapshotSet:
+        """Images with a mask that was chosen among alternatives; none of them held out."""
+        images = [
+            image
+            for image in self.snapshot.part(held_out=False)
+            if any(mask.rejected for mask in image.masks)
+        ]
+        return SnapshotSet(images, self.vault, name="chosen")
 
 
 def anchor(network: nn.Module, weights: Mapping[str, Tensor], strength: float) -> None:
@@ -344,6 +363,12 @@ def finetune(
     weights = trainer.run()
     if trainer.interrupted:
         raise KeyboardInterrupt
+    learn_choices(
+        weights,
+        AtInferenceSize(data.chosen(), config.inference, multiple=multiple),
+        rate=settings.rate,
+        seed=settings.seed,
+    )
     return weights
 
 

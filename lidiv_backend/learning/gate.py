@@ -4,6 +4,11 @@ Candidate and model in use are measured side by side by simulated annotators, on
 held out and on a base set, each image weighing the same. Better there means that the whole
 interval of the paired difference is below 0; not worse here means that neither the mean is more
 than a tolerance above 0 nor the whole interval above it.
+
+Held-out masks are as good as the lab's: where masks and images were mixed up, who learns to draw
+any blob around a click needs fewer clicks on them, too. So the candidate also segments the masks of
+each held-out image on another one. If it does that as well as on their own image, the masks say
+nothing about the images, and nothing is promoted.
 """
 
 from __future__ import annotations
@@ -15,12 +20,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError, LidivError
-from lidiv_backend.evaluation.measures import Interval, bootstrap_mean, number_of_clicks
+from lidiv_backend.evaluation.measures import (
+    Interval,
+    bootstrap_mean,
+    iou_after,
+    number_of_clicks,
+)
 from lidiv_backend.evaluation.protocols import (
     ClickProtocol,
     Method,
@@ -40,6 +51,9 @@ LEAST_IMAGES = 5
 #: So many clicks more on the base set are not yet worse.
 TOLERANCE = 0.1
 _SETTINGS = ProtocolSettings(protocol=ClickProtocol.CENTRE, stop_at=TARGET, actions=False)
+# After so many clicks it is asked whether masks fit their images.
+_FIT_CLICKS = 3
+_FIT_SETTINGS = replace(_SETTINGS, max_clicks=_FIT_CLICKS)
 # Masks of the model itself: where it is clicked, in parts of height and width.
 _GRID = (0.25, 0.5, 0.75)
 # Smaller ones are noise, larger ones the background.
@@ -81,6 +95,31 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Whether masks belong to their images.
+
+    Parameters
+    ----------
+    images
+        How many were measured.
+    own, other
+        Mean IoU after three clicks on the own image, and on another one.
+    difference
+        Own minus other, by image.
+    """
+
+    images: int
+    own: float
+    other: float
+    difference: Interval
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is certain that masks fit their own images better."""
+        return self.difference.low > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What the gate says.
 
@@ -92,12 +131,15 @@ class Verdict:
         Why, for people.
     held_out, base
         The numbers; None where nothing was measured.
+    fit
+        Whether the held-out masks belong to their images; None where that was not measured.
     """
 
     passed: bool
     text: str
     held_out: Comparison | None
     base: Comparison | None
+    fit: Fit | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the database."""
@@ -110,7 +152,10 @@ class Verdict:
             name: None if values[name] is None else Comparison.from_json(values[name])
             for name in ("held_out", "base")
         }
-        return cls(passed=values["passed"], text=values["text"], **parts)
+        fit = values.get("fit")
+        if fit is not None:
+            fit = Fit(**{**fit, "difference": Interval(**fit["difference"])})
+        return cls(passed=values["passed"], text=values["text"], fit=fit, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +203,9 @@ def judge(
     compared = partial(compare, candidate, in_use, images=images, objects=objects)
     here = compared(held_out) if len(held_out) else None
     there = compared(base.images) if base.images is not None and len(base.images) else None
+    fit = None
+    if here is not None and here.images >= LEAST_IMAGES:
+        fit = measure_fit(candidate, held_out, images=images, objects=objects)
     told = [_tell(here, f"On the {_count(here)} held out") if here else "No image is held out."]
     told.append(_tell(there, f"On {base.about}") if there else f"{base.about}.")
     if here is None or here.images < LEAST_IMAGES:
@@ -165,14 +213,22 @@ def judge(
             f"Kept, not promoted: only {0 if here is None else here.images} images are held out, "
             f"and at least {LEAST_IMAGES} are needed to tell."
         )
+    elif fit is not None and not fit.holds:
+        reason = (
+            "Kept, not promoted: the accepted masks fit other images as well as their own (IoU "
+            f"after {_FIT_CLICKS} clicks {fit.own:.2f} on the own image, {fit.other:.2f} on "
+            "another). Were masks and images mixed up?"
+        )
     elif not here.difference.high < 0:
         reason = "Kept, not promoted: it does not need fewer clicks than the model in use."
     elif there is not None and is_worse(there):
         reason = "Kept, not promoted: it forgot something that the model in use knows."
     else:
         reason = "Promoted: it needs fewer clicks than the model in use."
-        return Verdict(passed=True, text=" ".join([reason, *told]), held_out=here, base=there)
-    return Verdict(passed=False, text=" ".join([reason, *told]), held_out=here, base=there)
+        return Verdict(
+            passed=True, text=" ".join([reason, *told]), held_out=here, base=there, fit=fit
+        )
+    return Verdict(passed=False, text=" ".join([reason, *told]), held_out=here, base=there, fit=fit)
 
 
 def is_worse(comparison: Comparison) -> bool:
@@ -225,6 +281,83 @@ def compare(
         difference=bootstrap_mean(means[:, 0] - means[:, 1]),
         per_image=tuple((float(ours), float(theirs)) for ours, theirs in means),
     )
+
+
+def measure_fit(candidate: Method, data_set: ImageSet, *, images: int, objects: int) -> Fit | None:
+    """Segment masks on their own image and on another one.
+
+    Parameters
+    ----------
+    candidate
+        The model.
+    data_set
+        Images with masks.
+    images, objects
+        At most so many images, and of each so many objects.
+
+    Returns
+    -------
+    Fit or None
+        None where fewer than two images could be measured both ways.
+    """
+    indices = choose_images(len(data_set), images)
+    limited = _Limited(data_set, objects)
+    means: list[dict[str, float]] = []
+    for given in (limited, _Mismatched(limited, indices)):
+        found: dict[str, list[float]] = {}
+        for entry in measure(
+            candidate, given, label="", settings=(_FIT_SETTINGS,), indices=indices
+        ):
+            if isinstance(entry, Result):
+                iou = iou_after(entry.trace, _FIT_CLICKS)
+                found.setdefault(entry.key.image, []).append(iou)
+        means.append({image: float(np.mean(ious)) for image, ious in found.items()})
+    own, other = means
+    pairs = np.array([(own[image], other[image]) for image in own if image in other])
+    if len(pairs) < 2:
+        return None
+    return Fit(
+        images=len(pairs),
+        own=float(pairs[:, 0].mean()),
+        other=float(pairs[:, 1].mean()),
+        difference=bootstrap_mean(pairs[:, 0] - pairs[:, 1]),
+    )
+
+
+def with_masks_of(image: AnnotatedImage, other: AnnotatedImage) -> AnnotatedImage:
+    """Give an image the masks of another one, brought to its size.
+
+    Parameters
+    ----------
+    image
+        Keeps its name and its pixels.
+    other
+        Gives its masks, those left out of which nothing remains.
+    """
+    height, width = image.rgb.shape[:2]
+    objects = []
+    for item in other.objects:
+        mask = cv2.resize(
+            item.mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
+        ).astype(bool)
+        if mask.any():
+            objects.append(replace(item, mask=mask, ignore=None, clicks=(), rejected=()))
+    return replace(image, objects=tuple(objects))
+
+
+class _Mismatched:
+    """Chosen images, each with the masks of the next one."""
+
+    def __init__(self, base: ImageSet, indices: Sequence[int]) -> None:
+        self.name = base.name
+        self._base = base
+        self._next = dict(zip(indices, [*indices[1:], *indices[:1]], strict=True))
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        return with_masks_of(self._base[index], self._base[self._next[index]])
 
 
 def _clicks(entries: Sequence[object]) -> dict[tuple[str, str], float]:
@@ -304,7 +437,7 @@ class OwnMasks:
         return AnnotatedImage(name=path.stem, rgb=rgb, objects=objects)
 
 
-def photographs(preset: Method, folder: Path) -> BaseSet:
+def photographs(preset: Method, folder: Path) -> tuple[BaseSet, ImageSet | None]:
     """Make a base set of photographs from installed packages and the preset's own masks.
 
     Parameters
@@ -313,19 +446,28 @@ def photographs(preset: Method, folder: Path) -> BaseSet:
         The model that LiDiv came with.
     folder
         Where the photographs are put.
+
+    Returns
+    -------
+    BaseSet
+        One half of them, for the gate.
+    ImageSet or None
+        The other half, to be replayed in training; the gate never asks about these.
     """
     try:
         photos = write_photos(folder)
     except LidivError as error:
-        return BaseSet(
+        nothing = BaseSet(
             images=None,
             about="Whether it forgot anything was not measured: LIDIV_BASE_DATA is not set, and "
             f"there are no photographs ({error.message.rstrip('.')})",
         )
-    return BaseSet(
-        images=OwnMasks(preset, photos),
+        return nothing, None
+    asked = BaseSet(
+        images=OwnMasks(preset, photos[1::2]),
         about="photographs with the preset's own masks (LIDIV_BASE_DATA is not set)",
     )
+    return asked, OwnMasks(preset, photos[::2])
 
 
 def _count(comparison: Comparison) -> str:

@@ -16,9 +16,10 @@ import resource
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,14 @@ class Outcome:
         The gate's, as JSON; empty where it failed.
     error
         Why it failed; empty if it did not.
+    seconds
+        How long its parts took, and the time of the processors likewise; of this attempt.
     """
 
     weights: str | None
     verdict: Mapping[str, Any]
     error: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_outcome(folder: Path) -> Outcome | None:
@@ -179,6 +183,7 @@ def _work(folder: Path, job: Job) -> Outcome:
     from lidiv_backend.learning.vault import Vault
     from lidiv_backend.model import load_model
     from lidiv_backend.predictor import Predictor
+    from lidiv_backend.records import ImageSet
     from lidiv_backend.training.data import open_image_set
 
     settings = job.settings
@@ -190,23 +195,21 @@ def _work(folder: Path, job: Job) -> Outcome:
     if job.earlier is not None:
         before = read_snapshot(snapshots, job.earlier)
         earlier = frozenset(mask.name for image in before.images for mask in image.masks)
-    spec = settings.base_data
-    data = TuningData(
-        snapshot=snapshot,
-        earlier=earlier,
-        vault=vault,
-        base=open_image_set(spec, split="train") if spec else None,
-    )
+    spec, device = settings.base_data, settings.device
+    replayed: ImageSet | None
+    if spec:
+        base = gate.BaseSet(images=open_image_set(spec, split="val"), about="the base set")
+        replayed = open_image_set(spec, split="train")
+    else:
+        preset = Predictor.from_pretrained(job.base, device=device)
+        base, replayed = gate.photographs(preset, folder / "photographs")
+    data = TuningData(snapshot=snapshot, earlier=earlier, vault=vault, base=replayed)
+    clock = _Clock()
     weights = finetune(
         load_model(job.in_use), load_model(job.base), data, settings, folder / TRAINING
     )
+    clock.note("training")
     (folder / _STAGE).touch()
-    device = settings.device
-    if spec:
-        base = gate.BaseSet(images=open_image_set(spec, split="val"), about="the base set")
-    else:
-        preset = Predictor.from_pretrained(job.base, device=device)
-        base = gate.photographs(preset, folder / "photographs")
     candidate = Predictor.from_pretrained(weights, device=device)
     in_use = Predictor.from_pretrained(job.in_use, device=device)
     held_out = SnapshotSet(snapshot.part(held_out=True), vault, name="held out")
@@ -218,8 +221,25 @@ def _work(folder: Path, job: Job) -> Outcome:
         images=settings.gate_images,
         objects=settings.gate_objects,
     )
+    clock.note("gate")
     draw_examples(candidate, in_use, held_out, folder)
-    return Outcome(weights=str(weights), verdict=verdict.to_json())
+    clock.note("examples")
+    return Outcome(weights=str(weights), verdict=verdict.to_json(), seconds=clock.seconds)
+
+
+class _Clock:
+    """Notes how long the parts of a run took, in seconds, and how much of that was computing."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic(), time.process_time()
+
+    def note(self, part: str) -> None:
+        """Note what was done since the last call."""
+        now = time.monotonic(), time.process_time()
+        self.seconds[part] = round(now[0] - self._last[0], 1)
+        self.seconds[f"{part} CPU"] = round(now[1] - self._last[1], 1)
+        self._last = now
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -53,6 +53,8 @@ class SnapshotMask:
         Prompts that led to it, in order, in pixels; empty where it was drawn by hand.
     stepped
         Whether the annotator chose it among the alternatives instead of taking the first.
+    rejected
+        Heads of f whose masks they saw for these clicks, and stepped on from.
     """
 
     name: str
@@ -60,6 +62,7 @@ class SnapshotMask:
     label: str = ""
     clicks: tuple[Click, ...] = ()
     stepped: bool = False
+    rejected: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +203,12 @@ def read_snapshot(folder: Path, digest: str) -> Snapshot:
                 held_out=image["held_out"],
                 masks=tuple(
                     SnapshotMask(
-                        **{**mask, "clicks": tuple(Click(**click) for click in mask["clicks"])}
+                        **{
+                            **mask,
+                            "clicks": tuple(Click(**click) for click in mask["clicks"]),
+                            # Snapshots of the first version have none.
+                            "rejected": tuple(mask.get("rejected", ())),
+                        }
                     )
                     for mask in image["masks"]
                 ),
@@ -296,7 +304,7 @@ class _Collector:
             for click in answer.clicks
             if not click.next
         )
-        return replace(found, clicks=clicks, stepped=answer.shown > 0)
+        return replace(found, clicks=clicks, stepped=answer.shown > 0, rejected=_rejected(answer))
 
     def _image(self, annotation: StoredAnnotation, to_name: str) -> str:
         key = self._data_key(annotation, to_name)
@@ -344,6 +352,20 @@ class _Collector:
         return self._data_keys[place]
 
 
+def _rejected(answer: StoredAnswer) -> tuple[int, ...]:
+    """Heads whose masks an annotator stepped on from before they took what was showing."""
+    steps = 0
+    for click in reversed(answer.clicks):
+        if not click.next:
+            break
+        steps += 1
+    # Who went all the way round has seen, and not taken, all the others.
+    seen = answer.proposals if steps >= len(answer.proposals) else answer.proposals[: answer.shown]
+    return tuple(
+        proposal.head for place, proposal in enumerate(seen) if steps and place != answer.shown
+    )
+
+
 class SnapshotSet:
     """Images of a snapshot; an `ImageSet`.
 
@@ -376,6 +398,12 @@ class SnapshotSet:
                 problems.append(f"{mask.name}: {error.message}")
                 continue
             objects.append(
-                ObjectMask(name=mask.name, mask=pixels, label=mask.label, clicks=mask.clicks)
+                ObjectMask(
+                    name=mask.name,
+                    mask=pixels,
+                    label=mask.label,
+                    clicks=mask.clicks,
+                    rejected=mask.rejected,
+                )
             )
         return assemble(image.image, rgb, objects, problems)

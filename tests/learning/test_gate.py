@@ -20,6 +20,7 @@ from lidiv_backend.learning.gate import (
     is_worse,
     judge,
     photographs,
+    with_masks_of,
 )
 from lidiv_backend.predictor import Proposal
 from lidiv_backend.records import AnnotatedImage
@@ -175,8 +176,12 @@ def test_a_verdict_survives_the_database() -> None:
 
 def test_photographs_are_labelled_by_the_preset(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
-    base = photographs(FakeEngine(), tmp_path / "photos")
+    base, replayed = photographs(FakeEngine(), tmp_path / "photos")
     assert isinstance(base.images, OwnMasks)
+    assert isinstance(replayed, OwnMasks)
+    # What is trained on is not asked about.
+    asked = {base.images[index].name for index in range(len(base.images))}
+    assert asked.isdisjoint(replayed[index].name for index in range(len(replayed)))
     assert "preset's own masks" in base.about
     image = base.images[0]
     assert image.objects
@@ -196,8 +201,61 @@ def test_without_photographs_the_verdict_says_so(
         raise gate.LidivError("scikit-image is not installed.")
 
     monkeypatch.setattr(gate, "write_photos", missing)
-    base = photographs(FakeEngine(), tmp_path)
+    base, replayed = photographs(FakeEngine(), tmp_path)
+    assert replayed is None
     found = verdict(Painter(1), Painter(3), base=base)
     assert found.passed
     assert "was not measured" in found.text
     assert "scikit-image is not installed)." in found.text
+
+
+class Blobs(Painter):
+    """Knows nothing of images: by the third click it has drawn the mask it was taught."""
+
+    def __init__(self, clicks: int, masks: Sequence[NDArray[np.bool_]]) -> None:
+        super().__init__(clicks)
+        self.masks = masks
+
+    def predict(
+        self,
+        image: NDArray[np.uint8],
+        clicks: Sequence[Click],
+        previous: NDArray[np.bool_] | None = None,
+    ) -> list[Proposal]:
+        first = clicks[0]
+        wanted = [mask for mask in self.masks if mask[round(first.y), round(first.x)]]
+        mask = min(wanted, key=lambda mask: abs(_middle(mask) - (first.x, first.y)).sum())
+        if len(clicks) < self.clicks:
+            mask = mask & (np.arange(mask.shape[0])[:, None] < round(first.y) + 1)
+        return [Proposal(mask=mask, score=1.0, head=0)]
+
+
+def _middle(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    middle: NDArray[np.float64] = np.argwhere(mask).mean(0)[::-1]
+    return middle
+
+
+def test_who_is_better_at_masks_that_fit_no_image_is_kept() -> None:
+    images = PaintedSet(length=8)
+    masks = [item.mask for index in range(8) for item in images[index].objects]
+    found = verdict(Blobs(2, masks), Blobs(3, masks))
+    assert found.held_out is not None
+    assert found.held_out.difference.high < 0
+    assert not found.passed
+    assert found.fit is not None
+    assert not found.fit.holds
+    assert "fit other images as well as their own" in found.text
+    # Somebody who looks at the image is not stopped by this.
+    seeing = verdict(Painter(1), Painter(3))
+    assert seeing.fit is not None
+    assert seeing.fit.holds
+    assert Verdict.from_json(json.loads(json.dumps(seeing.to_json()))) == seeing
+
+
+def test_other_masks_come_at_the_size_of_the_image() -> None:
+    image, other = PaintedSet()[0], PaintedSet(height=30, width=40)[1]
+    bad = with_masks_of(image, other)
+    assert bad.rgb is image.rgb
+    for item, theirs in zip(bad.objects, other.objects, strict=True):
+        # Twice as large along both sides.
+        np.testing.assert_array_equal(item.mask, theirs.mask.repeat(2, 0).repeat(2, 1))

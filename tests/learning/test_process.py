@@ -86,6 +86,8 @@ def test_it_trains_and_measures(job: Job, tmp_path: Path) -> None:
     assert "On the base set it needs" in outcome.verdict["text"]
     assert not outcome.verdict["passed"]
     assert stage_of(folder) == "gate"
+    assert {"training", "training CPU", "gate", "gate CPU"} <= set(outcome.seconds)
+    assert read_outcome(folder) == outcome
     # What is done is not done again.
     before = (folder / TRAINING / "log.jsonl").stat().st_mtime_ns
     assert work(folder).weights == outcome.weights
