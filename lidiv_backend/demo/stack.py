@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lidiv_backend.photos import write_photos
 from lidiv_backend.weights import fetch_encoder
 
 #: Seconds that the two services get together; a first start makes Label Studio's database.
-READY_SECONDS = 240.0
+READY_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,15 @@ class StackSettings:
         Virtual environment that Label Studio is installed in.
     label_studio_port, backend_port
         Ports on the loopback address.
+    backend_environment
+        Variables that the backend gets besides those of this process.
     """
 
     folder: Path
     label_studio_environment: Path
     label_studio_port: int = 8080
     backend_port: int = 9090
+    backend_environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,7 @@ def running_stack(settings: StackSettings) -> Iterator[Stack]:
             port=settings.backend_port,
             label_studio_url=label_studio_url,
             credentials=credentials,
+            further=settings.backend_environment,
         ),
     )
     with ExitStack() as cleanup:
@@ -146,8 +150,10 @@ def running_stack(settings: StackSettings) -> Iterator[Stack]:
         )
 
 
-def connect_project(stack: Stack, *, title: str, label_config: str | None = None) -> Connection:
-    """Make a project with the demo's photos and connect the backend; does nothing twice.
+def connect_project(
+    stack: Stack, *, title: str, label_config: str | None = None, pictures: Path | None = None
+) -> Connection:
+    """Make a project with pictures and connect the backend; does nothing twice.
 
     Parameters
     ----------
@@ -157,6 +163,8 @@ def connect_project(stack: Stack, *, title: str, label_config: str | None = None
         The project's title.
     label_config
         XML for a new project; the recommended one if None.
+    pictures
+        Folder of JPEG and PNG files, below the stack's folder; the demo's photos if None.
 
     Returns
     -------
@@ -174,7 +182,8 @@ def connect_project(stack: Stack, *, title: str, label_config: str | None = None
         ),
         url=stack.label_studio_url,
     )
-    photos = write_photos(stack.folder / "photos")[0].parent
+    if pictures is None:
+        pictures = write_photos(stack.folder / "photos")[0].parent
     storages = client.import_storage.local
     present = list(storages.list(project=connection.project_id))
     storage = (
@@ -182,9 +191,9 @@ def connect_project(stack: Stack, *, title: str, label_config: str | None = None
         if present
         else storages.create(
             project=connection.project_id,
-            title="The demo's photos",
-            path=str(photos),
-            regex_filter=r".*\.jpg",
+            title="Pictures",
+            path=str(pictures.resolve()),
+            regex_filter=r".*\.(jpg|png)",
             use_blob_urls=True,
         )
     )
@@ -194,7 +203,12 @@ def connect_project(stack: Stack, *, title: str, label_config: str | None = None
 
 
 def _backend_service(
-    *, folder: Path, port: int, label_studio_url: str, credentials: Credentials
+    *,
+    folder: Path,
+    port: int,
+    label_studio_url: str,
+    credentials: Credentials,
+    further: Mapping[str, str],
 ) -> Service:
     return Service(
         name="The backend",
@@ -209,6 +223,7 @@ def _backend_service(
             str(port),
         ),
         environment=dict(os.environ)
+        | dict(further)
         | {
             "LIDIV_LABEL_STUDIO_URL": label_studio_url,
             "LIDIV_LABEL_STUDIO_TOKEN": credentials.token,

@@ -1,0 +1,1 @@
+"""A lab's first day, replayed: annotators click, the model learns, and clicks are counted."""
