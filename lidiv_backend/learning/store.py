@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -252,6 +253,9 @@ class Store:
                 remedy="Check LIDIV_DATABASE_URL and LIDIV_STATE, that the folder is writable, and "
                 "that the disk is not full.",
             ) from error
+        # SQLite lets one write at a time, and of many that wait it forgets some for too long.
+        is_sqlite = self._engine.dialect.name == "sqlite"
+        self._turn = threading.RLock() if is_sqlite else contextlib.nullcontext()
 
     def close(self) -> None:
         """Close the connections."""
@@ -586,12 +590,13 @@ class Store:
             If the database cannot be used.
         """
         try:
-            try:
-                with Session(self._engine) as session, session.begin():
-                    return work(session)
-            except IntegrityError:
-                with Session(self._engine) as session, session.begin():
-                    return work(session)
+            with self._turn:
+                try:
+                    with Session(self._engine) as session, session.begin():
+                        return work(session)
+                except IntegrityError:
+                    with Session(self._engine) as session, session.begin():
+                        return work(session)
         except SQLAlchemyError as error:
             raise unusable(error) from error
 
