@@ -90,6 +90,9 @@ class CanSelection(SelectionNetwork):
     them in the ablations.
     """
 
+    #: As `HypercolumnNetwork.prompt_scale`.
+    prompt_scale = 8.0
+
     def __init__(self, config: SelectionConfig) -> None:
         super().__init__(config)
         self.prompt = PromptChannels(clicks=config.clicks, distances=config.distances)
@@ -99,7 +102,7 @@ class CanSelection(SelectionNetwork):
         self, rgb: Tensor, prompt: Prompt, masks: Tensor, features: Sequence[Tensor]
     ) -> Tensor:
         """See `SelectionNetwork.forward`."""
-        channels = self.prompt.draw(prompt, (rgb.shape[-2], rgb.shape[-1]))
+        channels = self.prompt.draw(prompt, (rgb.shape[-2], rgb.shape[-1])) * self.prompt_scale
         rated: Tensor = self.body(torch.cat([rgb, channels, masks], 1)).mean((-2, -1))
         return rated
 

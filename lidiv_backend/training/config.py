@@ -57,6 +57,8 @@ class TrainingConfig:
         What f minimises.
     joint
         Train g beside f on f's detached outputs; otherwise g follows f, as in the paper.
+    frozen
+        Leave f as it is and train g alone.
     steps
         Number of optimiser steps for f (and, unless joint, again for g).
     images, targets
@@ -98,6 +100,7 @@ class TrainingConfig:
     inference: InferenceConfig = InferenceConfig()
     loss: LossConfig = LossConfig()
     joint: bool = False
+    frozen: bool = False
     steps: int = 100_000
     images: int = 1
     targets: int = 1
@@ -135,6 +138,7 @@ class TrainingConfig:
             (self.crop is not None or self.images == 1, "without crop, images is 1"),
             (0 < low <= high, "zoom is two factors above 0, the smaller one first"),
             (self.rate > 0 and self.warmup >= 0 and self.decay >= 0, "rate is above 0"),
+            (not self.frozen or self.selection is not None, "without a selection, frozen is false"),
             ((self.selection_rate or 1) > 0, "selection_rate is above 0, or null"),
             (0 <= self.averaging < 1, "averaging is at least 0 and below 1"),
             (_are_shares(self.iterations), "iterations are shares, not all of them 0"),

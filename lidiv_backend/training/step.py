@@ -196,12 +196,15 @@ class TrainingStep(nn.Module):
         iou = hard_iou(truth, masks, valid)
         rated = None
         if self.selection is not None:
-            # The pooled g does not care about order; the paper's must not learn it.
-            order = torch.arange(masks.shape[1], device=masks.device)
+            # The pooled g does not care about order; the paper's must not learn it, and would run
+            # after one that all examples of a step had in common.
+            order = torch.arange(masks.shape[1]).expand(iou.shape)
             if self.training:
-                order = torch.randperm(masks.shape[1]).to(masks.device)
+                order = torch.rand(iou.shape).argsort(1)
+            order = order.to(masks.device)
             features = [part.detach().float() for part in decoded.features]
-            shuffled = self.selection(rgb, prompt, masks[:, order], features).float()
-            loss = loss + self.selection.loss(shuffled, iou[:, order])
-            rated = torch.empty_like(shuffled).index_copy(1, order, shuffled).detach()
+            seen = masks.gather(1, order[..., None, None].expand_as(masks))
+            shuffled = self.selection(rgb, prompt, seen, features).float()
+            loss = loss + self.selection.loss(shuffled, iou.gather(1, order))
+            rated = torch.empty_like(shuffled).scatter(1, order, shuffled).detach()
         return Outcome(loss=loss, iou=iou, rated=rated, masks=masks)

@@ -200,6 +200,8 @@ class Trainer:
         """``f`` and then ``g``, or both at once."""
         if self.selection is None:
             return ("f",)
+        if self.config.frozen:
+            return ("g",)
         return ("joint",) if self.config.joint else ("f", "g")
 
     def run(self) -> Path:
@@ -236,6 +238,11 @@ class Trainer:
 
     def _begin(self) -> None:
         """Start from nothing."""
+        if self.config.frozen and self._ancestor is None:
+            raise BadRequestError(
+                "f is to be left as it is, and has not been trained yet.",
+                remedy="Say by --begin-with which weights it has.",
+            )
         if self._saved.exists:
             raise BadRequestError(
                 f"There is a run in {self.options.folder} already.",

@@ -137,24 +137,35 @@ class TestShuffle:
         step = step_of()
         reveal = _Reveal()
         step.selection = reveal  # type: ignore[assignment]
-        monkeypatch.setattr(torch, "randperm", lambda n: torch.tensor(order[:n]))
+        # Each of the three examples gets an order of its own.
+        orders = [(*order[start:], *order[:start]) for start in range(3)]
+        ranks = torch.tensor(orders).argsort(1).float()
         rgb, owner, prompt, truth, valid = batch()
+        monkeypatch.setattr(torch, "rand", lambda _: ranks)
         outcome: Outcome = step(rgb, (), owner, prompt, truth, valid)
         (seen,) = reveal.seen
-        # g saw the masks in this order, and its loss compared like with like.
-        assert torch.equal(seen, outcome.masks[:, list(order)])
-        assert torch.equal(reveal.iou, outcome.iou[:, list(order)])
+        # g saw the masks in these orders, and its loss compared like with like.
+        for index, row in enumerate(orders):
+            assert torch.equal(seen[index], outcome.masks[index, list(row)])
+            assert torch.equal(reveal.iou[index], outcome.iou[index, list(row)])
         assert outcome.rated is not None
         torch.testing.assert_close(outcome.rated, outcome.masks.mean((-2, -1)))
         assert torch.equal(outcome.selected, outcome.masks.mean((-2, -1)).argmax(1))
 
-    def test_orders_change_from_step_to_step(self) -> None:
+    def test_orders_change_from_step_to_step_and_from_example_to_example(self) -> None:
         step = step_of()
         reveal = _Reveal()
         step.selection = reveal  # type: ignore[assignment]
         for _ in range(8):
-            step(*_arguments())
-        assert len({tuple(seen[0].mean((-2, -1)).tolist()) for seen in reveal.seen}) > 1
+            masks = step(*_arguments()).masks
+        places = torch.stack(
+            [
+                (seen[:, :, None] - masks[:, None]).abs().amax((-2, -1)).argmin(2)
+                for seen in reveal.seen
+            ]
+        )
+        assert len(places[:, 0].unique(dim=0)) > 1
+        assert (places[:, 0] != places[:, 1]).any()
 
     def test_nothing_is_shuffled_or_drawn_outside_training(self) -> None:
         step = step_of().eval()
