@@ -93,7 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and results")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="for an hour, not for an afternoon")
+    size.add_argument(
+        "--quick", action="store_true", help="smaller in everything: for two hours on one core"
+    )
     size.add_argument("--full", action="store_true", help="at full size: days on a GPU")
     parser.add_argument("--train-data", help="shards:$LIDIV_DATA/train if not given")
     parser.add_argument("--data-sets", default="grabcut,coco-dev", help="separated by commas")

@@ -58,7 +58,7 @@ class Budget:
         )
 
 
-#: For an hour on one core: which way things point.
+#: For two hours on one core, measuring included: which way things point.
 QUICK = Budget(
     steps=600,
     selection_steps=250,
@@ -68,7 +68,7 @@ QUICK = Budget(
     warmup=30,
     longest_side=128,
 )
-#: For an afternoon on two cores.
+#: For an afternoon on two cores, measuring included.
 AFTERNOON = Budget(
     steps=3000,
     selection_steps=1250,
