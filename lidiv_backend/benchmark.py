@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
                         )
                     )
                     bar.update()
-    text = f"{_machine()}, torch {torch.__version__}:\n\n{as_markdown(timings)}"
+    text = f"{machine()}, torch {torch.__version__}:\n\n{as_markdown(timings)}"
     print(text)
     if args.insert:
         words = " ".join(f"--preset {preset}" for preset in presets)
@@ -209,7 +209,8 @@ def _click(rng: np.random.Generator, width: int, height: int) -> Click:
     )
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Name the processor, and how many threads torch uses."""
     name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

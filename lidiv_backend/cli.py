@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("lidiv_backend.server.finetune", "Learn from accepted annotations now."),
     "backup": ("lidiv_backend.server.backup", "Write all that must last into one file."),
     "restore": ("lidiv_backend.server.restore", "Put back what `lidiv backup` wrote."),
+    "loadtest": ("lidiv_backend.loadtest.command", "See how many annotators this machine bears."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
     "connect": (
         "lidiv_backend.labelstudio.connect_command",

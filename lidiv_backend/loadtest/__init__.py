@@ -1,0 +1,1 @@
+"""Annotators who click, on this machine alone: what a server bears, what a lost replica costs."""
