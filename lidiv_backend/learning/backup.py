@@ -27,7 +27,7 @@ import sqlite3
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -419,7 +419,9 @@ def _revision(database: Path) -> str:
 def _count_rows(database: Path) -> dict[str, int]:
     with closing(sqlite3.connect(database)) as connection:
         return {
-            table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+            table: connection.execute(
+                f"SELECT count(*) FROM {table}"  # noqa: S608 - a name of the database's own
+            ).fetchone()[0]
             for table in _tables(connection)
         }
 
@@ -542,15 +544,17 @@ def _put_in_place(installation: Installation, folder: Path, database: Path) -> N
     """Exchange what is there for what was unpacked; all of it or, on an error, nothing."""
     # The lock on the versions keeps workers out; its file stays.
     moves = [(folder / name, installation.state / name) for name in (*_VERSIONS, *_GROWING)]
-    if installation.sqlite is not None:
-        _require_unused(installation.sqlite)
-        beside = installation.sqlite.with_name(f"{ASIDE}{installation.sqlite.name}")
-        shutil.copyfile(database, beside)
-        beside.chmod(0o600)
-        moves.append((beside, installation.sqlite))
-    with _exchanged(moves, folder / "before"):
-        if installation.sqlite is None:
-            _load_server(installation.database, database)
+    with ExitStack() as cleanup:
+        if installation.sqlite is not None:
+            _require_unused(installation.sqlite)
+            # It may lie elsewhere than the state folder; renaming needs the same file system.
+            beside = cleanup.enter_context(_aside(installation.sqlite.parent)) / _DATABASE
+            shutil.copyfile(database, beside)
+            beside.chmod(0o600)
+            moves.append((beside, installation.sqlite))
+        with _exchanged(moves, folder / "before"):
+            if installation.sqlite is None:
+                _load_server(installation.database, database)
     sync_folder(installation.state)
 
 
@@ -627,7 +631,7 @@ def _continue_numbers(connection: Connection, table: str, columns: Iterable[str]
 
 @contextmanager
 def _aside(parent: Path) -> Iterator[Path]:
-    parent.mkdir(parents=True, exist_ok=True)
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=ASIDE))
     try:
         yield folder

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lidiv_backend.learning.backup import restore
-from lidiv_backend.server.backup import described, installation
+from lidiv_backend.server.backup import STREAM, described, installation, spool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser
         Takes them.
     """
-    parser.add_argument("file", type=Path, help="an archive of `lidiv backup`")
+    parser.add_argument(
+        "file", type=Path, help="an archive of `lidiv backup`; - for standard input"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what the installation holds now"
     )
@@ -34,8 +39,14 @@ def run(args: argparse.Namespace) -> int:
         If the archive is damaged, or something is in its place; then nothing was changed.
     """
     place = installation()
-    with tqdm(desc="Checking and unpacking", unit="B", unit_scale=True) as bar:
-        content = restore(args.file, place, overwrite=args.overwrite, progress=bar.update)
+    with ExitStack() as cleanup:
+        archive = args.file
+        if archive == STREAM:
+            archive = cleanup.enter_context(spool(place.state)) / "archive"
+            with archive.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        bar = cleanup.enter_context(tqdm(desc="Checking", unit="B", unit_scale=True))
+        content = restore(archive, place, overwrite=args.overwrite, progress=bar.update)
     print(f"Restored into {place.state} and {place.url.render_as_string(hide_password=True)}:")
     print(described(content))
     return 0
