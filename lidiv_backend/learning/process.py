@@ -34,7 +34,9 @@ TRAINING = "training"
 UNWRITABLE = os.EX_IOERR
 _PR_SET_PDEATHSIG = 1
 # torch, OpenCV and the allocators below them each say it in words of their own.
-_NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|bad_alloc", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"(allocate|enough|out of|insufficient) memory|bad_alloc|map segment", re.IGNORECASE
+)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # With less than this left, whatever failed to write failed for that.
 _FULL_BYTES = 1 << 20
