@@ -144,6 +144,7 @@ def environment(folder: Path, url: str, **changes: object) -> dict[str, str]:
         "LIDIV_LABEL_STUDIO_URL": url,
         "LIDIV_LABEL_STUDIO_TOKEN": TOKEN,
         "LIDIV_WEBHOOK_SECRET": SECRET,
+        "LIDIV_IMAGE_SECONDS": 2 * BOUND,
         "LIDIV_LOAD_SECONDS": BOUND,
         "LIDIV_LEARN_AFTER": 1_000_000,
         "LIDIV_LEARN_ANCHOR": 0,
