@@ -194,3 +194,18 @@ def test_every_method_has_one_look() -> None:
     assert look_of("somebody's") == look_of("somebody's")
     assert re.fullmatch("#[0-9a-f]{6}", look_of("somebody's").colour)
     assert title_of("rdl") == TABLE_3["rdl"][0]
+
+
+@pytest.mark.parametrize("words", [[], ["--no-photographs"]])
+def test_photographs_can_be_left_out(folder: Path, tmp_path: Path, words: list[str]) -> None:
+    # What is green in the pictures was green in the photograph: masks are tinted red and blue.
+    for path in (folder / "images").glob("[0-3].png"):
+        cv2.imwrite(str(path), np.full((40, 56, 3), (0, 255, 0), np.uint8))
+    out = tmp_path / "out"
+    method = ["--methods", SOURCE, "--data-sets", f"folder:{folder}", "--limit", "2"]
+    main(["evaluate", *method, "--out", str(out), "--report", *words])
+    pictures = [cv2.imread(str(path)) for path in (out / "figures").glob("*one-click.png")]
+    assert len(pictures) == 1
+    blue, green, red = (pictures[0][..., channel].astype(int) for channel in range(3))
+    is_green = ((green > 200) & (blue < 100) & (red < 100)).mean()
+    assert is_green == 0 if words else is_green > 0.1
