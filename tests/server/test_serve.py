@@ -44,7 +44,7 @@ def running(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log_path.read_text()
+        assert process.wait(300) == 0, log_path.read_text()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
