@@ -28,7 +28,10 @@ SETTINGS = "python:lidiv_backend.server.gunicorn_settings"
 def running(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
     """Run gunicorn on a socket that listens already, so that nothing has to be waited for."""
     log_path = folder / "log"
-    with socket.create_server(("127.0.0.1", 0)) as listener, log_path.open("wb") as log:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=2048) as listener,
+        log_path.open("wb") as log,
+    ):
         port = listener.getsockname()[1]
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", *arguments],

@@ -185,6 +185,7 @@ def test_nonsense_is_refused_and_breaks_nothing(app: Flask, store: Store, kind: 
     assert store.annotation(PROJECT, 6) is not None
 
 
+@pytest.mark.soak
 def test_a_thousand_webhooks_at_once_are_all_kept(tmp_path: Path, studio: LabelStudio) -> None:
     many = 1000
     environment = {
