@@ -114,6 +114,8 @@ def _training(description: ModelDescription) -> list[str]:
             f"{preset.targets} objects each: this run is scaled to {wanted / preset.steps:.1%} of "
             "its steps."
         )
+    if training.get("frozen"):
+        lines[-1] += " g alone was trained; f is that of the weights it began with."
     if training["device"] == "cpu":
         lines += ["", "Only a CPU did the training; `lidiv train --begin-with` goes on from here."]
     ancestor = training.get("began_with")
