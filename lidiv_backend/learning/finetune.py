@@ -170,8 +170,8 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
     """
     before = _trained_config(description)
     name = description.name.removesuffix(_SUFFIX) + _SUFFIX
-    # Whole images differ in size, so that a step has room for one.
-    whole = before.crop is None
+    # Whole images differ in size, so that a step has room for one; smaller crops stay as they are.
+    divided = before.crop is not None and before.crop > _CROP
     return dataclasses.replace(
         before,
         name=name,
@@ -184,9 +184,9 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
         averaging=0.95 if settings.steps >= 100 else 0.0,
         recorded=0.5,
         kinds={"instance": 1.0, **before.kinds},
-        images=before.images if whole else _IMAGES,
-        targets=before.targets if whole else _TARGETS,
-        crop=before.crop if whole else _CROP,
+        images=_IMAGES if divided else before.images,
+        targets=_TARGETS if divided else before.targets,
+        crop=_CROP if divided else before.crop,
         seed=settings.seed,
     )
 
