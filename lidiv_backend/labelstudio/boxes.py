@@ -1,8 +1,9 @@
 """Rectangles as prompts: what stands for one, and which proposal fits it.
 
-The networks take clicks, so a rectangle becomes some: a positive one in its middle, and negative
-ones just outside its sides, with the first click's best proposal as the previous mask. Of all
-proposals those come first that fill the rectangle without leaving it.
+The networks take clicks, so a rectangle becomes some: a positive one in its middle (or beside it,
+where the middle is a hole, or a part such as the coffee in a cup), and negative ones just outside
+its sides, with the first click's best proposal as the previous mask. Of all proposals those come
+first that fill the rectangle without leaving it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from lidiv_backend.labelstudio.engine import Engine
 from lidiv_backend.labelstudio.interaction import Start
 from lidiv_backend.predictor import Proposal
 
+#: Where the positive click is tried, as shares of the rectangle's sides from its middle, until a
+#: proposal fits at least so well.
+TRIES, GOOD_FIT = ((0.0, 0.0), (0.0, 0.25), (-0.25, 0.0), (0.25, 0.0), (0.0, -0.25)), 0.7
+#: This share of a mask's pixels at either end does not say how far it reaches: specks.
+SPECKS = 0.01
 #: How far outside the middle of each side a negative click lies: share of the side across it, and
 #: at least so many pixels.
 OUTSIDE, OUTSIDE_PIXELS = 0.05, 3.0
@@ -109,10 +115,11 @@ class Box:
         inside = (across >= 0) & (across <= 1) & (down >= 0) & (down <= 1)
         if not inside.any():
             return 0.0
-        # A pixel on the grid stands for its neighbours, too.
-        share_across = np.ptp(across[inside]) + step / self.width
-        share_down = np.ptp(down[inside]) + step / self.height
-        extent = min(float(share_across), 1.0) * min(float(share_down), 1.0)
+        extent = 1.0
+        for shares, side in ((across[inside], self.width), (down[inside], self.height)):
+            low, high = np.quantile(shares, (SPECKS, 1 - SPECKS))
+            # A pixel on the grid stands for its neighbours, too.
+            extent *= min(float(high - low) / (1 - 2 * SPECKS) + step / side, 1.0)
         return extent * float(inside.mean())
 
     def _shares(
@@ -150,25 +157,32 @@ def start_in_box(engine: Engine, image: Any, box: Box) -> Start:
     """
     height, width = image.height, image.width
     inside = box.mask(height=height, width=width)
-    middle = _click(box.point(0.5, 0.5), height=height, width=width)
-    if middle is None:
+
+    def cut(proposal: Proposal) -> Proposal:
+        score = box.fit(proposal.mask) * proposal.score
+        return Proposal(mask=proposal.mask & inside, score=score, head=proposal.head)
+
+    tried: list[tuple[Proposal, Click]] = []
+    for across, down in TRIES:
+        click = _click(box.point(0.5 + across, 0.5 + down), height=height, width=width)
+        if click is not None:
+            proposals = engine.predict(image, [click])
+            tried += [(cut(proposal), click) for proposal in proposals]
+            if max(box.fit(proposal.mask) for proposal in proposals) >= GOOD_FIT:
+                break
+    if not tried:
         raise BadBoxError(
             "The rectangle's middle is outside the image.",
             remedy="Delete the rectangle and draw it inside the image.",
         )
-
-    def by_fit(proposals: Sequence[Proposal]) -> list[Proposal]:
-        fitting = [(box.fit(proposal.mask) * proposal.score, proposal) for proposal in proposals]
-        fitting.sort(key=lambda item: item[0], reverse=True)
-        return [
-            Proposal(mask=proposal.mask & inside, score=score, head=proposal.head)
-            for score, proposal in fitting
-        ]
-
-    best = by_fit(engine.predict(image, [middle]))[0]
-    prompts = (middle, *_around(box, height=height, width=width))
-    proposals = by_fit(engine.predict(image, prompts, previous=best.mask))
-    return Start(key=repr(box), clicks=prompts, proposals=tuple(proposals))
+    first, click = max(tried, key=lambda item: item[0].score)
+    prompts = (click, *_around(box, height=height, width=width))
+    found = [cut(each) for each in engine.predict(image, prompts, previous=first.mask)]
+    if first.score > max(each.score for each in found):
+        # The clicks outside did more harm than good.
+        found.append(first)
+    found.sort(key=lambda each: each.score, reverse=True)
+    return Start(key=repr(box), clicks=prompts, proposals=tuple(found))
 
 
 def _around(box: Box, *, height: int, width: int) -> Sequence[Click]:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import pytest
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.labelstudio.boxes import BadBoxError, Box, start_in_box
-from tests.fake_engine import FakeEmbedding, FakeEngine
+from lidiv_backend.predictor import Proposal
+from tests.fake_engine import FakeEmbedding, FakeEngine, disk_mask
 
 IMAGE = FakeEmbedding("image", 200, 400)
 # Disks of radius 24, 40, 60 and 80 fit into 80 x 80 best with the second.
@@ -20,7 +24,7 @@ def test_the_proposal_that_fills_the_rectangle_comes_first() -> None:
     assert best.any()
     assert not (best & ~SQUARE.mask(height=200, width=400)).any()
     # With the first answer as the previous mask, nothing is smaller than what fitted best.
-    (first, no_mask), (second, previous) = engine.calls
+    (first, no_mask), *_, (second, previous) = engine.calls
     assert (first, no_mask) == ((Click(x=200.0, y=100.0),), None)
     assert previous is not None
     assert previous.sum() == pytest.approx(np.pi * 40**2, rel=0.02)
@@ -57,6 +61,29 @@ def test_a_turned_rectangle_is_what_opencv_draws(degrees: float) -> None:
     inside = [box.contains(x, y) for x, y in zip(columns, rows, strict=True)]
     assert np.mean(inside) > 0.93  # all but the rim, which it covers partly
     assert box.fit(drawn) > 0.9
+
+
+def test_where_the_middle_is_a_part_other_places_are_tried() -> None:
+    class Coffee(FakeEngine):
+        """A cup whose coffee is a thing of its own, in the middle of the cup."""
+
+        def predict(
+            self, image: FakeEmbedding, clicks: Sequence[Click], previous: object = None
+        ) -> list[Proposal]:
+            radius = 10 if math.hypot(clicks[0].x - 200, clicks[0].y - 100) < 10 else 40
+            mask = disk_mask(image.height, image.width, 200, 100, radius)
+            return [Proposal(mask=mask, score=0.9, head=0)]
+
+    start = start_in_box(Coffee(), IMAGE, SQUARE)
+    assert start.proposals[0].mask.sum() == pytest.approx(np.pi * 40**2, rel=0.05)
+    assert start.clicks[0] == Click(x=200.0, y=120.0)
+
+
+def test_a_speck_does_not_say_how_far_a_mask_reaches() -> None:
+    mask = disk_mask(200, 400, 200, 100, 10)
+    fits = SQUARE.fit(mask)
+    mask[62, 236:238] = True
+    assert SQUARE.fit(mask) == pytest.approx(fits, abs=0.02)
 
 
 def test_what_fits() -> None:
