@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from label_studio_sdk.label_interface import LabelInterface
 
 from lidiv_backend.cli import main
 from lidiv_backend.labelstudio import connect_command
@@ -42,3 +43,30 @@ def test_command_needs_address_and_token(
     monkeypatch.delenv("LIDIV_LABEL_STUDIO_TOKEN", raising=False)
     assert main(["connect", "--backend", BACKEND]) == 1
     assert "--token-file" in capsys.readouterr().err
+
+
+def test_what_a_project_asks_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeLabelStudio()
+    monkeypatch.setattr(
+        connect_command, "open_client", lambda url, token: open_client(url, token, transport=fake)
+    )
+    words = ["connect", "--label-studio", URL, "--backend", BACKEND, "--token", TOKEN]
+    assert main([*words, "--label", "Cell", "--rectangles", "--overlay"]) == 0
+    (backend,) = fake.backends.values()
+    helpers = ["alternative 2", "alternative 3", "alternative 4"]
+    assert backend["extra_params"] == {"rectangles": True, "overlay": helpers}
+    interface = LabelInterface(fake.projects[1]["label_config"])
+    assert interface.get_control("label").labels == ["Cell", *helpers]
+    assert interface.get_control("box").attr["smart"] == "true"
+    # Without these options what is there stays, and the same ones change nothing.
+    fake.writes.clear()
+    assert main(words) == main([*words, "--rectangles", "--overlay"]) == 0
+    assert fake.writes == []
+    assert main([*words, "--overlay", "Second", "--refine-accepted"]) == 0
+    assert backend["extra_params"] == {"refine_accepted": True, "overlay": ["Second"]}
+    assert main([*words, "--no-options", "--rectangles"]) == 1
+    assert "contradicts" in capsys.readouterr().err
+    assert main([*words, "--no-options"]) == 0
+    assert backend["extra_params"] == {}
