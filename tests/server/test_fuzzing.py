@@ -105,21 +105,9 @@ def described_requests(fuzzed: Fuzzed, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=HEALTH)
     @given(st.one_of(strategies))
     def ask(case: schemathesis.Case) -> None:
-        sent = case.as_transport_kwargs(base_url="http://localhost")
-        fuzzed.open(
-            case.method.upper(),
-            case.path,
-            **{
-                name: value
-                for name, value in (
-                    ("headers", [(key, str(text)) for key, text in sent["headers"].items()]),
-                    ("query_string", sent.get("params")),
-                    ("data", sent.get("data")),
-                    ("json", sent.get("json")),
-                )
-                if value is not None
-            },
-        )
+        sent = case.as_transport_kwargs()
+        sent.pop("path")
+        fuzzed.open(sent.pop("method").upper(), case.path, **sent)
 
     ask()
 
