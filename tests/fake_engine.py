@@ -78,8 +78,8 @@ def disk_mask(height: int, width: int, x: float, y: float, radius: float) -> NDA
     return inside
 
 
-def serve() -> Flask:
+def serve(version: str = "fake-1") -> Flask:
     """The real application with this engine, settings from the environment."""
     from lidiv_backend.server.app import create_app
 
-    return create_app(engine=FakeEngine())
+    return create_app(engine=FakeEngine(version))
