@@ -49,10 +49,12 @@ COPY --from=builder /opt/venv /opt/venv
 COPY --from=encoders /opt/lidiv/cache /opt/lidiv/cache
 COPY weights /opt/lidiv/weights
 # The last two are what NVIDIA's container runtime looks for; without it they mean nothing.
+# MALLOC_ARENA_MAX: one heap for each thread would hold on to much that is free.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     MPLCONFIGDIR=/tmp/matplotlib \
+    MALLOC_ARENA_MAX=2 \
     LIDIV_BIND=0.0.0.0:9090 \
     LIDIV_CACHE=/opt/lidiv/cache \
     LIDIV_DEVICE=${DEVICE} \

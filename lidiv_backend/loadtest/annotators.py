@@ -239,12 +239,13 @@ class Crowd(LoadTestShape):
         return PLAN.annotators + step * PLAN.step, max(PLAN.annotators, PLAN.step)
 
     def _has_broken(self, step: int) -> bool:
-        """Tell whether the clicks of a step took too long."""
+        """Tell whether the clicks of a step took too long, or any request failed."""
         begin = self.start_time_of(step) + _SETTLE_SECONDS
         end = self.start_time_of(step + 1)
-        times = sorted(
-            heard.ms for heard in NOTES.heard if heard.kind == "click" and begin <= heard.at < end
-        )
+        these = [heard for heard in NOTES.heard if begin <= heard.at < end]
+        if not all(heard.ok for heard in these):
+            return True
+        times = sorted(heard.ms for heard in these if heard.kind == "click")
         return bool(times) and times[min(int(0.95 * len(times)), len(times) - 1)] > PLAN.limit_ms
 
     def start_time_of(self, step: int) -> float:

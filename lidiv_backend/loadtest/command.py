@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+import requests
 from tqdm import tqdm
 
 from lidiv_backend.demo.services import RunningService, Service, ServiceError
@@ -32,8 +33,8 @@ from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.labelstudio.connect import recommended_label_config
 from lidiv_backend.loadtest import report
 from lidiv_backend.loadtest.balancer import balancer
-from lidiv_backend.loadtest.bodies import PROJECT
-from lidiv_backend.loadtest.photos import PhotoHost, photo_host, photographs
+from lidiv_backend.loadtest.bodies import PROJECT, PlayedClick, PlayedTask, predict_body
+from lidiv_backend.loadtest.photos import UPLOADS, PhotoHost, photo_host, photographs
 from lidiv_backend.loadtest.plan import VARIABLE, Plan
 from lidiv_backend.measured import insert_measured
 
@@ -44,7 +45,8 @@ READY_SECONDS = 300.0
 #: Options that change what is measured.
 _MEASURED = (
     *("ramp", "kill_after", "annotators", "seconds", "thought", "image_seconds", "ramp_step"),
-    *("ramp_seconds", "limit", "down", "learn", "preset", "device", "data", "longer_side"),
+    *("ramp_seconds", "limit", "down", "warm_up", "learn", "preset", "device", "data"),
+    "longer_side",
 )
 # After the time is over, what was asked may be answered so long.
 _ENDING_SECONDS = 30.0
@@ -74,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ramp",
         action="store_true",
-        help="more and more annotators, until 95 %% of the clicks take longer than --limit",
+        help="more and more annotators, until 95 %% of the clicks take longer than --limit or one "
+        "fails",
     )
     parser.add_argument(
         "--ramp-step", type=int, default=8, help="annotators more each time (%(default)s)"
@@ -93,6 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--down", type=float, default=10.0, help="seconds until it is started again (%(default)s)"
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=0,
+        metavar="IMAGES",
+        help="so many images are opened before the annotators come, so that caches are full",
     )
     parser.add_argument("--learn", action="store_true", help="let the worker learn meanwhile")
     parser.add_argument("--preset", help="default, paper, or a folder with weights")
@@ -212,7 +222,8 @@ def as_markdown(args: argparse.Namespace, measured: Measured) -> str:
     """Make the tables and sentences that a run is told by."""
     from lidiv_backend.benchmark import machine
 
-    events = measured.events
+    # What came while the annotators were leaving belongs to no step.
+    events = [event for event in measured.events if event.at < args.seconds]
     lines = [f"{machine()}, {_title(args)}; {_what_for(args)}:", ""]
     if args.ramp:
         most, broken = report.bearable(events, step_seconds=args.ramp_seconds, limit_ms=args.limit)
@@ -249,10 +260,11 @@ def _title(args: argparse.Namespace) -> str:
 
 def _what_for(args: argparse.Namespace) -> str:
     preset = args.preset or os.environ.get("LIDIV_PRESET") or "default"
+    warm = f"{args.warm_up} images opened before, " if args.warm_up else ""
     return (
         f"{args.thought:g} s of thought between clicks, a new image every "
         f"{args.image_seconds:g} s, preset {preset}, learning {'on' if args.learn else 'off'}, "
-        "annotators and images on the same machine"
+        f"{warm}annotators and images on the same machine"
     )
 
 
@@ -294,6 +306,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> Measured:
             step_seconds=args.ramp_seconds,
             limit_ms=args.limit,
         )
+        _warm_up(site.url, images, args.warm_up)
         plan.write(folder / "plan.json")
         try:
             began, samples, marks = _play(args, folder, site, plan)
@@ -305,6 +318,20 @@ def _measure(args: argparse.Namespace, folder: Path) -> Measured:
     measured = Measured(events=events, samples=samples, marks=marks)
     measured.kept = _kept(folder / "state", events)
     return measured
+
+
+def _warm_up(url: str, images: PhotoHost, count: int) -> None:
+    """Open images that no annotator will get, with a few clicks each."""
+    # Annotators' images have larger numbers.
+    for number in tqdm(range(1, min(count, 9999) + 1), desc="Warming up", disable=not count):
+        width, height = images.sizes[number % len(images.sizes)]
+        task = PlayedTask(number=number, image=f"{UPLOADS}{number}.jpg", width=width, height=height)
+        clicks: list[PlayedClick] = []
+        for place in (30.0, 70.0):
+            clicks.append(PlayedClick(id=f"{number}-{place:g}", x=place, y=50.0))
+            body = predict_body(task, clicks, recommended_label_config())
+            answer = requests.post(f"{url}/predict", json=body, timeout=READY_SECONDS)
+            answer.raise_for_status()
 
 
 def _play(
@@ -500,7 +527,9 @@ class _Site:
                 master = psutil.Process(replica.pid)
                 for process in (master, *master.children(recursive=True)):
                     with contextlib.suppress(psutil.Error):
-                        whose = name if "gunicorn" in " ".join(process.cmdline()) else "learning"
+                        words = process.cmdline()
+                        learns = "worker" in words or "lidiv_backend.learning.process" in words
+                        whose = "learning" if learns else name
                         size = process.memory_info().rss / 1e6
                         sizes[whose] = sizes.get(whose, 0.0) + size
         return sizes

@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if args.no_worker:
         chosen["LIDIV_LEARN_WORKER"] = "false"
     os.environ.setdefault("LIDIV_LEARN_WORKER", "true")
+    # Or glibc keeps a heap for each of many threads, and in each as much as a large tensor takes.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     os.environ.update({name: str(value) for name, value in chosen.items() if value is not None})
     # A wrong setting is told here, in one line, and not by every worker.
     Settings.from_environment()

@@ -142,7 +142,7 @@ def arguments(*words: str) -> argparse.Namespace:
 
 def test_the_command_that_is_written_down_measures_the_same_again() -> None:
     for words, section in (
-        (("--annotators", "8", "--seconds", "300"), "loadtest"),
+        (("--annotators", "8", "--seconds", "300", "--warm-up", "60"), "loadtest"),
         (("--ramp", "--annotators", "8", "--seconds", "280", "--device", "cpu"), "ramp"),
         (("--kill-after", "60", "--annotators", "8", "--seconds", "150", "--learn"), "replicas"),
     ):
