@@ -64,10 +64,13 @@ class Proposal:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """The mask, bool (H, W)."""
-        # Two threads may both make it; they make the same.
+        # Two threads may both make it; they make the same. Read before the mask is looked for: once
+        # it is there, what makes it goes, and with it the model's outputs, many times as large.
+        make = self._make
         if self._mask is None:
-            assert self._make is not None  # noqa: S101
-            self._mask = self._make()
+            assert make is not None  # noqa: S101
+            self._mask = make()
+            self._make = None
         return self._mask
 
     def __repr__(self) -> str:
@@ -286,7 +289,8 @@ class Predictor:
         height, width = image.height, image.width
         return [
             Proposal(
-                mask=_enlarge(logits[head].numpy(), height=height, width=width),
+                # A copy: a view would keep the outputs of all heads, shown or not.
+                mask=_enlarge(logits[head].numpy().copy(), height=height, width=width),
                 score=float(scores[head]),
                 head=head,
             )
