@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import cv2
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from lidiv_backend.clicks import Click
+from lidiv_backend.evaluation.datasets import open_data_set
 from lidiv_backend.labelstudio.boxes import BadBoxError, Box, start_in_box
-from lidiv_backend.predictor import Proposal
+from lidiv_backend.predictor import Predictor, Proposal
+from lidiv_backend.training.simulation import boundary_distance
 from tests.fake_engine import FakeEmbedding, FakeEngine, disk_mask
 
 IMAGE = FakeEmbedding("image", 200, 400)
@@ -104,3 +107,36 @@ def test_large_masks_are_compared_on_a_grid() -> None:
     box = Box(x=999.5, y=499.5, width=1000.0, height=600.0)
     mask = box.mask(height=3000, width=4000)
     assert box.fit(mask) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif("LIDIV_DATA" not in os.environ, reason="LIDIV_DATA is not set")
+def test_a_rectangle_says_more_than_a_click() -> None:
+    """Mean IoU with GrabCut's objects: their rectangles, and a click in their innermost point."""
+    predictor = Predictor.from_pretrained("default", device="cpu")
+    images = open_data_set("grabcut")
+    of_boxes, of_clicks = [], []
+    for number in range(15):
+        item = images[number].objects[0]
+        counted = np.ones_like(item.mask) if item.ignore is None else ~item.ignore
+        wanted = item.mask & counted
+        rows, columns = np.nonzero(item.mask)
+        top, left = rows.min() - 0.5, columns.min() - 0.5
+        box = Box(
+            x=float(left),
+            y=float(top),
+            width=float(columns.max() + 0.5 - left),
+            height=float(rows.max() + 0.5 - top),
+        )
+        image = predictor.embed(images[number].rgb)
+        distance = boundary_distance(item.mask)
+        row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+        click = Click(x=float(column), y=float(row))
+        for ious, proposals in (
+            (of_boxes, start_in_box(predictor, image, box).proposals),
+            (of_clicks, predictor.predict(image, [click])),
+        ):
+            mask = proposals[0].mask & counted
+            ious.append((mask & wanted).sum() / (mask | wanted).sum())
+    print(f"rectangle {np.mean(of_boxes):.3f}, click {np.mean(of_clicks):.3f}")
+    assert np.mean(of_boxes) > np.mean(of_clicks)
