@@ -133,7 +133,9 @@ def test_in_a_process_of_its_own_it_steps_back_and_stops_with_a_checkpoint(
         piece = os.read(process.stderr.fileno(), 4096)
         assert piece, seen.decode()
         seen += piece
-    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 7
+    # The tests themselves may have been told to step back.
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(19, own + 7)
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, rest.decode()
