@@ -94,6 +94,10 @@ def create_projects(
     tasks: dict[str, int] = {}
     bar = tqdm(total=len(plan.tasks), unit="task", disable=quiet)
     with bar:
+        # Label Studio takes files only where tasks have one image, and these have two.
+        title = f"{plan.models[0].title.rpartition(' ')[0]}: pictures"
+        with explained(url):
+            pictures = _Pictures(client, _ensure_pictures(client, title), folder / "pictures")
         for model in plan.models:
             connection = connect(
                 client,
@@ -109,7 +113,7 @@ def create_projects(
             projects[model.label] = connection.project_id
             own = [task for task in plan.tasks if task.model == model.label]
             with explained(url):
-                tasks |= _ensure_tasks(client, connection.project_id, own, folder, bar)
+                tasks |= _ensure_tasks(client, connection.project_id, own, pictures, bar)
     made = StudyProjects(label_studio=url.rstrip("/"), projects=projects, tasks=tasks)
     write_json(folder / _PROJECTS, vars(made))
     _write_worklists(plan, made, folder)
@@ -127,8 +131,49 @@ def read_projects(folder: Path) -> StudyProjects:
     return StudyProjects(**read_json(folder / _PROJECTS))
 
 
+def _ensure_pictures(client: Any, title: str) -> int:
+    """Number of the project that keeps the files."""
+    found = [each.id for each in client.projects.list(title=title) if each.title == title]
+    if found:
+        return int(found[0])
+    config = '<View><Image name="image" value="$image"/></View>'
+    return int(client.projects.create(title=title, label_config=config).id)
+
+
+class _Pictures:
+    """Files in Label Studio, each uploaded when it is first asked for."""
+
+    def __init__(self, client: Any, project: int, folder: Path) -> None:
+        self._client = client
+        self._project = project
+        self._folder = folder
+        self._uploaded: dict[str, str] = {}
+
+    def address(self, name: str) -> str:
+        if name not in self._uploaded:
+            self._uploaded[name] = self._upload(self._folder / name)
+        return self._uploaded[name]
+
+    def _upload(self, path: Path) -> str:
+        # The SDK has no method for it; its own client knows how to log in.
+        answer = self._client._client_wrapper.httpx_client.request(
+            f"api/projects/{self._project}/import",
+            method="POST",
+            params={"commit_to_project": "false"},
+            files={path.name: (path.name, path.read_bytes(), "image/png")},
+        )
+        body = answer.json() if answer.status_code < 300 else {}
+        numbers = body.get("file_upload_ids") or []
+        if not numbers:
+            raise ConnectError(
+                f"Label Studio did not take {path.name} (status {answer.status_code}).",
+                remedy="Look into its log; it may be full, or take no files of this size.",
+            )
+        return f"/data/{self._client.files.get(id=numbers[0]).file}"
+
+
 def _ensure_tasks(
-    client: Any, project: int, tasks: list[StudyTask], folder: Path, bar: Any
+    client: Any, project: int, tasks: list[StudyTask], pictures: _Pictures, bar: Any
 ) -> dict[str, int]:
     """Numbers of a project's tasks by their keys; makes those that are missing."""
     found = {
@@ -137,45 +182,18 @@ def _ensure_tasks(
         if isinstance(task.data, dict) and "study" in task.data
     }
     bar.update(sum(task.key in found for task in tasks))
-    uploaded: dict[str, str] = {}
-
-    def address(name: str) -> str:
-        if name not in uploaded:
-            uploaded[name] = _upload(client, project, folder / "pictures" / name)
-        return uploaded[name]
-
     for task in tasks:
         if task.key in found:
             continue
-        # The mask alone would give away nothing but the object: it is not uploaded.
         data = {
-            "image": address(f"{task.object}.png"),
-            "target": address(f"{task.object}-target.png"),
+            "image": pictures.address(f"{task.object}.png"),
+            "target": pictures.address(f"{task.object}-target.png"),
             "study": task.key,
         }
         made = client.projects.import_tasks(id=project, request=[data], return_task_ids=True)
         found[task.key] = int(made.task_ids[0])
         bar.update()
     return {task.key: found[task.key] for task in tasks}
-
-
-def _upload(client: Any, project: int, path: Path) -> str:
-    """Upload a file, and give its address in Label Studio."""
-    # The SDK has no method for it; its own client knows how to log in.
-    answer = client._client_wrapper.httpx_client.request(
-        f"api/projects/{project}/import",
-        method="POST",
-        params={"commit_to_project": "false"},
-        files={path.name: (path.name, path.read_bytes(), "image/png")},
-    )
-    body = answer.json() if answer.status_code < 300 else {}
-    numbers = body.get("file_upload_ids") or []
-    if not numbers:
-        raise ConnectError(
-            f"Label Studio did not take {path.name} (status {answer.status_code}).",
-            remedy="Look into its log; it may be full, or take no files of this size.",
-        )
-    return f"/data/{client.files.get(id=numbers[0]).file}"
 
 
 def _write_worklists(plan: StudyPlan, made: StudyProjects, folder: Path) -> None:
