@@ -150,6 +150,8 @@ def steps(
         these = [event for event in events if first <= event.at < last]
         if last - first >= step_seconds / 3 and these:
             annotators = int(np.median([event.annotators for event in these]))
+            if found and annotators <= found[-1][0]:
+                break  # they are leaving
             found.append((annotators, these, last - first))
     return found
 
