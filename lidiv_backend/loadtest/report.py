@@ -143,7 +143,7 @@ def steps(
 
     A step that was hardly begun is left out.
     """
-    found = []
+    found: list[tuple[int, list[Event], float]] = []
     end = max((event.at for event in events), default=0.0)
     for number in range(int(end // step_seconds) + 1):
         first, last = number * step_seconds + settle, min((number + 1) * step_seconds, end)

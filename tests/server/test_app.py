@@ -402,8 +402,9 @@ def bad_image(label_studio: ImageHost, content: bytes) -> None:
     label_studio.routes["/data/upload/1/bad.jpg"] = Answer(body=content)
 
 
-def on_image(address: object) -> dict[str, Any]:
+def on_image(address: object, *, task: int | None = None) -> dict[str, Any]:
     content = body(click(50))
+    content["tasks"][0]["id"] = task or content["tasks"][0]["id"]
     content["tasks"][0]["data"] = {"image": address}
     return content
 
@@ -874,7 +875,9 @@ def test_slow_images_leave_threads_for_all_else(
         label_studio.routes[f"/data/upload/{name}.jpg"] = slowly
     with ThreadPoolExecutor(2) as pool:
         slow = [
-            pool.submit(predict, app.test_client(), on_image(f"/data/upload/{name}.jpg"))
+            pool.submit(
+                predict, app.test_client(), on_image(f"/data/upload/{name}.jpg", task=int(name))
+            )
             for name in ("1", "2")
         ]
         asked.wait(30)

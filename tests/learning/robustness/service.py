@@ -397,7 +397,8 @@ class Annotators:
                 continue
             possible = [said for said, _ in told[acknowledged[-1] :]]
             found = stored.get(number)
-            if found is None or (None if found[1] else found[0]) not in possible:
+            # A deletion may be the first that the server heard of an annotation: nothing to keep.
+            if (None if found is None or found[1] else found[0]) not in possible:
                 missing.append(f"{number}: {found} is stored, {told} was told")
         return missing
 
