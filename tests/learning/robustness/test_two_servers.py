@@ -110,6 +110,13 @@ def test_one_promotion_and_both_servers_change_over(
                     )
                 )
         crowd = Crowd(services)
+        for service in services:
+            assert lab.post(service.url, lab.event("START_TRAINING")) == 201
+        done = lab.verdict_of(database)
+        assert done.state is RunState.DONE, done.message
+        # The tiny model learns nothing that the gate would believe, so a person promotes it.
+        assert done.message.startswith("Kept")
+        assert done.candidate
         _held_up(studio, held, release)
         with ThreadPoolExecutor(1) as pool:
             # It waits for its image until after the promotion.
@@ -120,12 +127,6 @@ def test_one_promotion_and_both_servers_change_over(
                 timeout=2 * lab.BOUND,
             )
             assert held.wait(lab.BOUND)
-            for service in services:
-                assert lab.post(service.url, lab.event("START_TRAINING")) == 201
-            done = lab.verdict_of(database)
-            assert done.state is RunState.DONE, done.message
-            # The tiny model learns nothing that the gate would believe, so a person promotes it.
-            assert done.message.startswith("Kept")
             subprocess.run(
                 [sys.executable, "-m", "lidiv_backend.cli", "models", "promote", done.candidate],
                 cwd=ROOT,
