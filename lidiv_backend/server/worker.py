@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 WORKER_COMMAND = (sys.executable, "-m", "lidiv_backend.cli", "worker", "--unwatched")
 
 _LOG = logging.getLogger(__name__)
+# A process that is forked while another one is being started would keep the pipe open by which
+# `Popen` hears that the other has begun, and `Popen` would wait for as long as it lives. gunicorn
+# forks its workers whenever it likes.
+_STARTING = threading.Lock()
+os.register_at_fork(
+    before=_STARTING.acquire,
+    after_in_parent=_STARTING.release,
+    after_in_child=_STARTING.release,
+)
 # A worker that ends by itself is started again after so long, doubled each time up to the second.
 _RESTART_SECONDS = (1.0, 60.0)
 _Result = TypeVar("_Result")
@@ -127,7 +136,8 @@ def watch(command: Sequence[str], stop: threading.Event) -> int:
     while not stop.is_set():
         started = time.monotonic()
         words = [*command, "--with-parent", str(os.getpid())]
-        child = subprocess.Popen(words)  # noqa: S603 - our own command
+        with _STARTING:
+            child = subprocess.Popen(words)  # noqa: S603 - our own command
         while child.poll() is None and not stop.is_set():
             with suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=0.5)

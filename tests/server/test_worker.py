@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -49,6 +50,51 @@ time.sleep(600)
     watching.join(60)
     assert not watching.is_alive()
     assert starts.read_text().splitlines() == [f"--with-parent {os.getpid()}"] * 3
+
+
+def test_no_process_is_forked_while_the_worker_is_being_started() -> None:
+    """It would hold the pipe that the starting one is heard by, and nobody would watch any more."""
+    code = """
+import os, subprocess, threading
+from lidiv_backend.server import worker
+
+inside, forked, early = threading.Event(), threading.Event(), []
+stop = threading.Event()
+
+class Starting:
+    returncode = 0
+
+    def __init__(self, words):
+        inside.set()
+        # Long enough for a fork that does not wait.
+        early.append(forked.wait(0.5))
+        stop.set()
+
+    def poll(self):
+        return 0
+
+    def terminate(self):
+        pass
+
+    def wait(self, timeout=None):
+        return 0
+
+subprocess.Popen = Starting
+watching = threading.Thread(target=worker.watch, args=(["worker"], stop))
+watching.start()
+assert inside.wait(60)
+child = os.fork()
+if not child:
+    os._exit(0)
+forked.set()
+os.waitpid(child, 0)
+watching.join(60)
+print(early)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.strip() == "[False]", done.stderr
 
 
 def test_it_compares_first_and_outlives_what_goes_wrong() -> None:
