@@ -41,6 +41,8 @@ def write_photos(folder: Path) -> list[Path]:
     ------
     LidivError
         If scikit-image or one of the photos is missing.
+    OSError
+        If a file cannot be written.
     """
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
@@ -60,6 +62,10 @@ def write_photos(folder: Path) -> list[Path]:
                     f"scikit-image has no readable photo {name}.",
                     remedy="Install scikit-image 0.24 or later.",
                 )
-            cv2.imwrite(str(target), pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            # OpenCV's own writing says nothing of a disk that is full, and leaves half a file.
+            aside = target.with_suffix(".part")
+            aside.write_bytes(encoded.tobytes())
+            aside.replace(target)
         written.append(target)
     return written

@@ -75,9 +75,9 @@ class TestPaper:
         network = CanSelection(SelectionConfig())
         rgb, prompt, masks, features = inputs("can", 6)
         with torch.no_grad():
-            seen = torch.cat(
-                [rgb, click_maps(CLICKS, (32, 48)), distance_maps(CLICKS, (32, 48)), masks], 1
-            )
+            drawn = [click_maps(CLICKS, (32, 48)), distance_maps(CLICKS, (32, 48))]
+            scaled = [channels * network.prompt_scale for channels in drawn]
+            seen = torch.cat([rgb, *scaled, masks], 1)
             expected = torch.stack([each.mean((1, 2)) for each in network.body(seen)])
             torch.testing.assert_close(network(rgb, prompt, masks, features), expected)
 

@@ -123,7 +123,7 @@ class TestLearning:
         config = dataclasses.replace(
             PAPER,
             selection=None,
-            steps=50,
+            steps=80,
             crop=24,
             zoom=(0.4, 0.4),
             dos=0.0,
@@ -132,7 +132,7 @@ class TestLearning:
         )
         train(config, log_every=1)
         log = rows(tmp_path / "run")
-        assert [row["step"] for row in log] == list(range(1, 51))
+        assert [row["step"] for row in log] == list(range(1, 81))
         # The rows are means of all before: what the last steps had is in their difference.
         losses = np.diff([row["loss"] * row["step"] for row in log], prepend=0)
         best = np.diff([row["best"] * row["step"] for row in log], prepend=0)
