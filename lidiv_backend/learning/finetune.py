@@ -2,7 +2,8 @@
 
 It begins with the weights in use. Newly accepted annotations are mixed with earlier ones and with a
 base set, where the lab has one; clicks of the annotators with simulated ones; and every step pulls
-the weights back to those that LiDiv came with (L2-SP; Li, Grandvalet and Davoine, ICML 2018).
+the weights back to those that LiDiv came with (L2-SP; Li, Grandvalet and Davoine, ICML 2018). What
+comes out is a mean of those and of what training came to.
 
 A mask that an annotator chose among alternatives teaches g like any other: the clicks that led to
 it are the prompt, and every one of f's masks is rated by its IoU with what was accepted. Images
@@ -20,6 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from lidiv_backend.caching import BoundedCache
@@ -30,7 +32,13 @@ from lidiv_backend.learning.choices import learn_choices
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.snapshot import Snapshot, SnapshotImage, SnapshotSet
 from lidiv_backend.learning.vault import Vault
-from lidiv_backend.model import InferenceConfig, Model, ModelDescription
+from lidiv_backend.model import (
+    InferenceConfig,
+    Model,
+    ModelDescription,
+    load_model,
+    save_model,
+)
 from lidiv_backend.predictor import input_size
 from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
 from lidiv_backend.training.checkpoints import CheckpointFolder
@@ -42,10 +50,12 @@ from lidiv_backend.training.trainer import RunOptions, Trainer
 _SHARES = {"new": 0.6, "earlier": 0.2, "base": 0.2}
 #: An image with a mask that was chosen among alternatives counts so many times.
 _STEPPED = 2
+#: Learning rate of the part in which g alone learns from choices.
+_CHOICES_RATE = 5e-4
 _SUFFIX = "-tuned"
 #: A step: images, objects of each, and the side of the squares that are cut from them. Many small
 #: crops beside few large ones show more of a lab's objects in the same time.
-_IMAGES, _TARGETS, _CROP = 4, 3, 256
+_IMAGES, _TARGETS, _CROP = 4, 3, 192
 # Examples are drawn from so many places; only their shares matter.
 _PLACES = 1 << 20
 _CACHE_BYTES = 300 * 2**20
@@ -181,7 +191,7 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
         rate=settings.rate,
         warmup=min(20, max(1, settings.steps // 10)),
         decay=0.0,
-        averaging=0.95 if settings.steps >= 100 else 0.0,
+        averaging=0.97 if settings.steps >= 100 else 0.0,
         recorded=0.5,
         kinds={"instance": 1.0, **before.kinds},
         images=_IMAGES if divided else before.images,
@@ -356,20 +366,58 @@ def finetune(
     )
     trainer = Trainer(config, options, images, None)
     trainer.begin_with(model)
-    origin = base if base.description.proposal == model.description.proposal else model
+    theirs, ours = base.description, model.description
+    is_alike = (theirs.proposal, theirs.selection) == (ours.proposal, ours.selection)
+    origin = base if is_alike else model
     anchor(trainer.proposal, _copy(origin.proposal), settings.anchor)
     if trainer.selection is not None and origin.selection is not None:
         anchor(trainer.selection, _copy(origin.selection), settings.anchor)
     weights = trainer.run()
     if trainer.interrupted:
         raise KeyboardInterrupt
+    blend(weights, origin, settings.blend)
     learn_choices(
         weights,
         AtInferenceSize(data.chosen(), config.inference, multiple=multiple),
-        rate=settings.rate,
+        rate=_CHOICES_RATE,
         seed=settings.seed,
     )
     return weights
+
+
+def blend(weights: Path, origin: Model, share: float) -> None:
+    """Replace trained weights by a mean of them and of those that they began with.
+
+    On the way between the two, what was learnt comes sooner than what was known goes (Wortsman et
+    al., Robust fine-tuning of zero-shot models, CVPR 2022).
+
+    Parameters
+    ----------
+    weights
+        Folder of the trained weights, written anew.
+    origin
+        Weights of the same networks.
+    share
+        Of the trained ones, in (0, 1].
+    """
+    tuned = load_model(weights)
+    pairs = [(tuned.proposal, origin.proposal), (tuned.selection, origin.selection)]
+    states = [
+        None
+        if network is None
+        else network.state_dict()
+        if before is None
+        else {
+            name: torch.lerp(before.state_dict()[name].to(value), value, share)
+            for name, value in network.state_dict().items()
+        }
+        for network, before in pairs
+    ]
+    description = dataclasses.replace(
+        tuned.description, training={**tuned.description.training, "blend": share}
+    )
+    assert states[0] is not None  # noqa: S101
+    save_model(weights, description, states[0], states[1])
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from lidiv_backend.learning.finetune import (
     MixedSet,
     TuningData,
     anchor,
+    blend,
     finetune,
     tuning_config,
 )
@@ -121,6 +122,26 @@ def test_the_pull_is_the_gradient_of_the_penalty() -> None:
     torch.testing.assert_close(pulled.bias.grad, free.bias.grad)
 
 
+def test_what_was_trained_is_blended_with_what_it_began_with(make_weights: MakeWeights) -> None:
+    before, folder = load_model(make_weights(0, ranked=False)), make_weights(1, ranked=False)
+    trained = load_model(folder)
+    blend(folder, before, 0.25)
+    found = load_model(folder)
+    for first, last, mean in (
+        (before.proposal, trained.proposal, found.proposal),
+        (before.selection, trained.selection, found.selection),
+    ):
+        assert first is not None
+        assert last is not None
+        assert mean is not None
+        weights = [network.state_dict() for network in (first, last, mean)]
+        for name in weights[0]:
+            expected = 0.75 * weights[0][name] + 0.25 * weights[1][name]
+            torch.testing.assert_close(weights[2][name], expected)
+    assert found.version != trained.version
+    assert found.description.training["blend"] == 0.25
+
+
 def test_a_preset_is_tuned_as_it_was_trained() -> None:
     preset = PRESETS["default"]
     about = tiny.description(name="default", pyramid=True)
@@ -130,7 +151,7 @@ def test_a_preset_is_tuned_as_it_was_trained() -> None:
     assert config.name == "default-tuned"
     assert (config.loss, config.joint) == (preset.loss, True)
     # A step of its own size, whatever the preset was trained with.
-    assert (config.images, config.targets, config.crop) == (4, 3, 256)
+    assert (config.images, config.targets, config.crop) == (4, 3, 192)
     assert (config.steps, config.rate, config.recorded) == (4, SETTINGS.rate, 0.5)
     again = tuning_config(dataclasses.replace(about, name="default-tuned"), SETTINGS)
     assert again.name == "default-tuned"
