@@ -34,7 +34,14 @@ def demo(folder: Path, environment: Path, label_studio_port: int, backend_port: 
 
 def run_until_stopped(command: list[str], stop: signal.Signals) -> tuple[str, int]:
     """Start the demo, wait until it says that it is up, stop it; what it said, its exit status."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that runs the tests in the background has Ctrl+C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
