@@ -39,7 +39,7 @@ def run_until_stopped(command: list[str], stop: signal.Signals) -> tuple[str, in
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell that runs the tests in the background has Ctrl+C ignored, and children inherit that.
+        # Where a shell runs the tests in the background, Ctrl+C is ignored, and children inherit it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
