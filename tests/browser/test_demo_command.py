@@ -39,7 +39,7 @@ def run_until_stopped(command: list[str], stop: signal.Signals) -> tuple[str, in
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Where a shell runs the tests in the background, Ctrl+C is ignored, and children inherit it.
+        # Where a shell runs tests in the background, children inherit that Ctrl+C is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
