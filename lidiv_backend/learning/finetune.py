@@ -401,23 +401,21 @@ def blend(weights: Path, origin: Model, share: float) -> None:
         Of the trained ones, in (0, 1].
     """
     tuned = load_model(weights)
-    pairs = [(tuned.proposal, origin.proposal), (tuned.selection, origin.selection)]
-    states = [
-        None
-        if network is None
-        else network.state_dict()
-        if before is None
-        else {
-            name: torch.lerp(before.state_dict()[name].to(value), value, share)
-            for name, value in network.state_dict().items()
-        }
-        for network, before in pairs
-    ]
+    for network, before in (
+        (tuned.proposal, origin.proposal),
+        (tuned.selection, origin.selection),
+    ):
+        if network is None or before is None:
+            continue
+        began, came = before.state_dict(), network.state_dict()
+        network.load_state_dict(
+            {name: torch.lerp(began[name].to(value), value, share) for name, value in came.items()}
+        )
     description = dataclasses.replace(
         tuned.description, training={**tuned.description.training, "blend": share}
     )
-    assert states[0] is not None  # noqa: S101
-    save_model(weights, description, states[0], states[1])
+    selection = None if tuned.selection is None else tuned.selection.state_dict()
+    save_model(weights, description, tuned.proposal.state_dict(), selection)
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:
