@@ -86,3 +86,26 @@ class PromptChannels:
                     previous = F.interpolate(previous, size, mode="bilinear", align_corners=False)
                 channels.append(F.adaptive_avg_pool2d(previous, size))
         return torch.cat(channels, 1)
+
+    def draw_means(self, prompt: Prompt, size: tuple[int, int], *, grid: int) -> Tensor:
+        """The prompt as the means over cells of what `draw` gives for every pixel.
+
+        Parameters
+        ----------
+        prompt
+            What was clicked and shown.
+        size
+            Height and width in cells.
+        grid
+            Pixels for each cell.
+
+        Returns
+        -------
+        Tensor
+            float32 (B, count, H, W) in [0, 1]; of a distance, its value in the middle of the cell
+            stands for the mean. A click's disk must be one pixel.
+        """
+        channels = self.draw(prompt, size, stride=grid)
+        if self.clicks and grid > 1:
+            channels[:, :2] /= grid**2
+        return channels

@@ -127,11 +127,38 @@ class ContextAggregation(nn.Sequential):
             channels = width
         layers.append(nn.Conv2d(width, outputs, 1))
         super().__init__(*layers)
+        #: Pixels for each cell of what it is given; above 1 in training only.
+        self.grid = 1
         for layer in layers:
             if isinstance(layer, nn.Conv2d) and layer.weight.shape == (width, width, 3, 3):
                 nn.init.dirac_(layer.weight)
                 assert layer.bias is not None  # noqa: S101
                 nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the network to every pixel, or to the means of cells of `grid` pixels.
+
+        On a grid, a convolution whose dilation is a multiple of it is the same convolution with
+        the dilation divided by it. One that sees less than a cell's neighbours is reduced to the
+        sum of its taps, which is what it does where nothing changes within a cell; only the tap in
+        the middle learns then, so that nothing is blurred in between.
+        """
+        for layer in self:
+            x = _on_grid(layer, x, self.grid) if isinstance(layer, nn.Conv2d) else layer(x)
+        return x
+
+
+def _on_grid(layer: nn.Conv2d, x: Tensor, grid: int) -> Tensor:
+    dilation = layer.dilation[0]
+    if grid == 1 or layer.kernel_size == (1, 1):
+        whole: Tensor = layer(x)
+        return whole
+    if dilation % grid == 0:
+        reach = dilation // grid
+        return F.conv2d(x, layer.weight, layer.bias, padding=reach, dilation=reach)
+    middle = layer.weight[:, :, 1:2, 1:2]
+    around = layer.weight.sum((2, 3), keepdim=True) - middle
+    return F.conv2d(x, middle + around.detach(), layer.bias)
 
 
 class UNet(nn.Module):
@@ -194,8 +221,8 @@ class HypercolumnNetwork(ProposalNetwork):
     1,472 channels of activations between 0 and 50 would drown four between 0 and 1.
     """
 
-    output_stride = 1
-    multiple = 1
+    output_stride: int = 1
+    multiple: int = 1
     #: Factors before the projection, for activations of the encoder and for the prompt's channels.
     level_scale = 1 / 16
     prompt_scale = 8.0
@@ -215,21 +242,37 @@ class HypercolumnNetwork(ProposalNetwork):
 
     def project(self, rgb: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """See `ProposalNetwork.project`; one map, (B, width, H, W)."""
-        total: Tensor = self.project_rgb(rgb)
-        for project, feature in zip(self.project_levels, features, strict=True):
-            total = total + F.interpolate(
-                project(feature * self.level_scale),
-                rgb.shape[-2:],
-                mode="bilinear",
-                align_corners=False,
-            )
+        grid = self.output_stride
+        total: Tensor = self.project_rgb(F.avg_pool2d(rgb, grid) if grid > 1 else rgb)
+        for project, level, feature in zip(self.project_levels, self.levels, features, strict=True):
+            if level.stride < grid:
+                feature = F.avg_pool2d(feature, grid // level.stride)
+            total = total + _upsample(project(feature * self.level_scale), total)
         return (total,)
 
     def forward(self, projected: Sequence[Tensor], prompt: Prompt) -> Decoded:
         """See `ProposalNetwork.forward`."""
         (image,) = projected
-        channels = self.config.prompt.draw(prompt, (image.shape[-2], image.shape[-1]))
+        size = (image.shape[-2], image.shape[-1])
+        channels = self.config.prompt.draw_means(prompt, size, grid=self.output_stride)
         return Decoded(self.body(image + self.project_prompt(channels * self.prompt_scale)), ())
+
+    def coarsen(self, grid: int) -> None:
+        """Train on the means of cells of ``grid`` x ``grid`` pixels, in a fraction of the time.
+
+        Parameters
+        ----------
+        grid
+            A power of 2; 1 for every pixel, which is how the network is used.
+
+        Raises
+        ------
+        ValueError
+            If the body cannot; see `ContextAggregation.forward`.
+        """
+        if not isinstance(self.body, ContextAggregation):
+            raise ValueError("Only the context aggregation network trains on a grid.")
+        self.output_stride = self.multiple = self.body.grid = grid
 
 
 class DosNetwork(ProposalNetwork):

@@ -98,11 +98,20 @@ class CanSelection(SelectionNetwork):
         self.prompt = PromptChannels(clicks=config.clicks, distances=config.distances)
         self.body = ContextAggregation(3 + self.prompt.count + config.heads, config.heads)
 
+    def coarsen(self, grid: int) -> None:
+        """Train on the means of cells, as `HypercolumnNetwork.coarsen`; masks may be finer."""
+        self.body.grid = grid
+
     def forward(
         self, rgb: Tensor, prompt: Prompt, masks: Tensor, features: Sequence[Tensor]
     ) -> Tensor:
         """See `SelectionNetwork.forward`."""
-        channels = self.prompt.draw(prompt, (rgb.shape[-2], rgb.shape[-1])) * self.prompt_scale
+        grid = self.body.grid
+        if grid > 1:
+            rgb = F.avg_pool2d(rgb, grid)
+            masks = _average(masks, rgb)
+        size = (rgb.shape[-2], rgb.shape[-1])
+        channels = self.prompt.draw_means(prompt, size, grid=grid) * self.prompt_scale
         rated: Tensor = self.body(torch.cat([rgb, channels, masks], 1)).mean((-2, -1))
         return rated
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from lidiv_backend.errors import BadRequestError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.networks.prompt import PromptChannels
-from lidiv_backend.networks.proposal import ARCHITECTURES, ProposalConfig
+from lidiv_backend.networks.proposal import ARCHITECTURES, HypercolumnNetwork, ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
 from lidiv_backend.training.simulation import DosProtocol
 
@@ -68,6 +68,10 @@ class TrainingConfig:
         its size, one image a step.
     zoom
         Least and largest factor by which an image is scaled before the crop.
+    grid, selection_grid
+        Train f, and g, on the means of cells of so many pixels instead of on every pixel: the
+        same weights, in a fraction of the time, before the finest details are learnt at full
+        resolution. ``hypercolumn`` with ``can`` only.
     rate, warmup, decay
         Learning rate, steps until it is reached, and weight decay. With ``warmup`` 0 the rate is
         constant (the paper); otherwise it then falls to 0 along a cosine.
@@ -106,6 +110,8 @@ class TrainingConfig:
     targets: int = 1
     crop: int | None = None
     zoom: tuple[float, float] = (1.0, 1.0)
+    grid: int = 1
+    selection_grid: int = 1
     rate: float = 1e-4
     selection_rate: float | None = None
     warmup: int = 0
@@ -128,13 +134,19 @@ class TrainingConfig:
         BadRequestError
             If there are any; the message names the first.
         """
-        cell = getattr(ARCHITECTURES.get(self.proposal.architecture), "multiple", 1)
+        network = ARCHITECTURES.get(self.proposal.architecture)
+        grids = (self.grid, self.selection_grid)
+        cell = max(getattr(network, "multiple", 1), *grids)
+        has_grid = network is HypercolumnNetwork and self.proposal.body == "can"
         crop_fits = cell == 1 if self.crop is None else self.crop > 0 and self.crop % cell == 0
         low, high = self.zoom if len(self.zoom) == 2 else (0.0, 0.0)
         rules = (
             (self.loss.task in get_args(Task), f"loss.task is one of {', '.join(get_args(Task))}"),
             (min(self.steps, self.images, self.targets) >= 1, "steps, images, targets are above 0"),
             (crop_fits, f"crop is a multiple of {cell} for this architecture"),
+            (all(grid in (1, 2, 4, 8, 16) for grid in grids), "grids are 1, 2, 4, 8 or 16"),
+            (self.selection_grid % self.grid == 0, "g's grid is not finer than f's"),
+            (grids == (1, 1) or has_grid, "a grid needs the architecture hypercolumn, body can"),
             (self.crop is not None or self.images == 1, "without crop, images is 1"),
             (0 < low <= high, "zoom is two factors above 0, the smaller one first"),
             (self.rate > 0 and self.warmup >= 0 and self.decay >= 0, "rate is above 0"),

@@ -32,7 +32,8 @@ from lidiv_backend.model import (
 )
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.networks.proposal import DosNetwork
+from lidiv_backend.networks.proposal import DosNetwork, HypercolumnNetwork
+from lidiv_backend.networks.selection import CanSelection
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.batches import Batch
 from lidiv_backend.training.checkpoints import CheckpointFolder, CheckpointNote, RunLog
@@ -155,6 +156,10 @@ class Trainer:
         self.proposal, self.selection = build_networks(config.proposal, config.selection)
         if isinstance(self.proposal, DosNetwork):
             self.proposal.begin_with(build_encoder(DosNetwork.begins_with))
+        if isinstance(self.proposal, HypercolumnNetwork) and config.grid > 1:
+            self.proposal.coarsen(config.grid)
+        if isinstance(self.selection, CanSelection):
+            self.selection.coarsen(config.selection_grid)
         self.progress = _Progress()
         self.recent: deque[dict[str, float]] = deque(maxlen=200)
         self.wins = np.zeros(config.proposal.heads)

@@ -23,6 +23,7 @@ from lidiv_backend.networks.proposal import (
     HypercolumnNetwork,
     ProposalConfig,
     ProposalNetwork,
+    _on_grid,
     _Similarity,
     build_proposal_network,
 )
@@ -392,3 +393,80 @@ def test_context_aggregation_begins_as_the_identity() -> None:
         for layer in list(body)[:-1]:
             seen = layer(seen)
     torch.testing.assert_close(seen, x)
+
+
+class TestGrid:
+    """Training on the means of cells: the same function as at full resolution."""
+
+    @staticmethod
+    def network(grid: int) -> ContextAggregation:
+        torch.manual_seed(3)
+        network = ContextAggregation(5, 2, width=8)
+        for layer in network:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.2)
+                if layer.kernel_size == (3, 3) and layer.dilation[0] < grid:
+                    # What such a tap sees at full resolution, no coarser network can.
+                    layer.weight.data *= torch.tensor([0.0, 1.0, 0.0]).outer(
+                        torch.tensor([0.0, 1.0, 0.0])
+                    )
+        return network
+
+    @pytest.mark.parametrize("grid", [2, 4, 8])
+    @torch.no_grad()
+    def test_is_the_network_where_nothing_changes_within_a_cell(self, grid: int) -> None:
+        network = self.network(grid)
+        cells = torch.randn(2, 5, 6, 9)
+        pixels = cells.repeat_interleave(grid, 2).repeat_interleave(grid, 3)
+        literal = network(pixels)
+        network.grid = grid
+        got = network(cells).repeat_interleave(grid, 2).repeat_interleave(grid, 3)
+        torch.testing.assert_close(got, literal)
+        assert got.std() > 0.01
+
+    @torch.no_grad()
+    def test_taps_within_a_cell_count_by_their_sum(self) -> None:
+        layer = nn.Conv2d(5, 4, 3, padding=2, dilation=2)
+        flat = torch.randn(1, 5, 1, 1).expand(1, 5, 9, 9)
+        torch.testing.assert_close(
+            _on_grid(layer, flat, 4)[:, :, 4, 4], layer(flat)[:, :, 4, 4], rtol=1e-4, atol=1e-4
+        )
+
+    def test_only_the_middle_of_such_taps_learns(self) -> None:
+        network = self.network(1)
+        network.grid = 4
+        network(torch.randn(1, 5, 70, 70)).square().sum().backward()
+        for layer in network:
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                assert layer.weight.grad is not None
+                around = layer.weight.grad.clone()
+                assert around[:, :, 1, 1].abs().sum() > 0
+                around[:, :, 1, 1] = 0
+                assert bool(around.any()) == (layer.dilation[0] >= 4)
+
+    @torch.no_grad()
+    def test_projection_and_prompt_are_means_of_cells(self) -> None:
+        torch.manual_seed(0)
+        network = HypercolumnNetwork(ProposalConfig())
+        vgg = build_encoder("vgg19", pretrained=False)
+        rgb = torch.rand(1, 3, 64, 96)
+        features = vgg(rgb)
+        (fine,) = network.project(rgb, features)
+        network.coarsen(4)
+        (coarse,) = network.project(rgb, features)
+        assert coarse.shape[-2:] == (16, 24)
+        inside = (slice(None), slice(None), slice(5, -5), slice(5, -5))
+        # Bilinear upsampling is not quite the mean over a cell where a level is coarser than it.
+        difference = (F.avg_pool2d(fine, 4) - coarse)[inside].abs().mean()
+        assert difference < 0.02 * fine.std()
+        prompt = prompt_for((64, 96))
+        channels = PromptChannels()
+        got = channels.draw_means(prompt, (16, 24), grid=4)
+        literal = F.avg_pool2d(channels.draw(prompt, (64, 96)), 4)
+        torch.testing.assert_close(got[:, :2], literal[:, :2])
+        assert (got[:, 2:] - literal[:, 2:]).abs().max() < 2 / 255
+
+    def test_the_unet_has_none(self) -> None:
+        network = HypercolumnNetwork(ProposalConfig(encoder=None, body="unet"))
+        with pytest.raises(ValueError, match="context aggregation"):
+            network.coarsen(4)
