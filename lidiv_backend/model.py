@@ -50,11 +50,15 @@ class InferenceConfig:
         A larger image is shrunk to so many pixels; None for no limit.
     merge_iou
         Of masks that agree to this IoU only the better one is offered; None offers all M.
+    zoom_side
+        From the second click on, the object is looked at in a window of its own, whose longer side
+        becomes so many pixels, wherever that shows more; None never looks closer.
     """
 
     longest_side: int | None = None
     max_pixels: int | None = 1_000_000
     merge_iou: float | None = None
+    zoom_side: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,8 +275,12 @@ def _fill(network: torch.nn.Module, folder: Path, name: str, files: Mapping[str,
 
 
 def _version(description: ModelDescription, files: Mapping[str, str]) -> str:
+    inference = asdict(description.inference)
+    if description.inference.zoom_side is None:
+        # Weights from before there was this setting keep their version.
+        del inference["zoom_side"]
     identity = json.dumps(
-        [description.proposal.to_json(), asdict(description.inference), sorted(files.items())],
+        [description.proposal.to_json(), inference, sorted(files.items())],
         sort_keys=True,
     )
     return f"{description.name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -22,11 +22,16 @@ from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.observing import stage
 from lidiv_backend.turns import Step, hurrying, turn
+from lidiv_backend.zoom import Shown, Window, choose_window
 
 #: Bytes of embeddings that are kept unless told otherwise.
 CACHE_BYTES = 512 * 2**20
 #: Bytes of shown masks that are kept for the clicks that refine them.
 _MEMO_BYTES = 32 * 2**20
+#: Bytes of embedded windows that are kept for further clicks on the objects in them.
+_WINDOW_BYTES = 96 * 2**20
+#: Longer side of the pixels that are kept of an image, for looking closer.
+_PIXELS_SIDE = 2048
 
 
 class Proposal:
@@ -91,6 +96,9 @@ class ImageEmbedding:
         float (1, 3, h, w) in [0, 1], the image as the networks see it.
     projected
         What `ProposalNetwork.project` gave.
+    pixels
+        uint8 (H', W', 3), the image for looking closer, large ones reduced; None where the model
+        never does.
     """
 
     key: str
@@ -98,6 +106,7 @@ class ImageEmbedding:
     width: int
     rgb: Tensor
     projected: tuple[Tensor, ...]
+    pixels: NDArray[np.uint8] | None = None
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -107,7 +116,39 @@ class ImageEmbedding:
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        return sum(part.nbytes for part in (self.rgb, *self.projected))
+        tensors = sum(part.nbytes for part in (self.rgb, *self.projected))
+        return tensors + (0 if self.pixels is None else self.pixels.nbytes)
+
+    @property
+    def whole(self) -> Window:
+        """All of the image."""
+        return Window(left=0, top=0, width=self.width, height=self.height)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Answer:
+    """What the networks make of a prompt.
+
+    Parameters
+    ----------
+    logits, scores
+        float32 (M, h, w) and (M,), on the CPU.
+    ranked
+        Heads that are offered, best first.
+    window
+        The part of the image that the masks cover.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    ranked: list[int]
+    window: Window
+
+    @property
+    def shown(self) -> Shown:
+        """The best proposal."""
+        best: NDArray[np.float32] = self.logits[self.ranked[0]].sigmoid().numpy()
+        return Shown(mask=best, window=self.window)
 
 
 class Predictor:
@@ -151,8 +192,11 @@ class Predictor:
         self._embeddings: BoundedCache[str, ImageEmbedding] = BoundedCache(
             max_bytes=cache_bytes, name="embeddings"
         )
-        self._memo: BoundedCache[tuple[str, tuple[Click, ...]], Tensor] = BoundedCache(
+        self._memo: BoundedCache[tuple[str, tuple[Click, ...]], Shown] = BoundedCache(
             max_bytes=_MEMO_BYTES
+        )
+        self._windows: BoundedCache[tuple[str, Window], ImageEmbedding] = BoundedCache(
+            max_bytes=_WINDOW_BYTES
         )
 
     @classmethod
@@ -232,7 +276,7 @@ class Predictor:
                 remedy="Read it with `lidiv_backend.images.read_rgb`.",
             )
         height, width = rgb.shape[:2]
-        small = self._resize(rgb)
+        small = self._resize(rgb, self.model.description.inference)
         # The resized image decides the result, and hashing it takes the same time for any photo.
         digest = hashlib.blake2b(small.tobytes(), digest_size=16)
         digest.update(f"{height}x{width} {small.shape} {self.version}".encode())
@@ -240,7 +284,9 @@ class Predictor:
         with hurrying(key):
             return self._embeddings.get_or_compute(
                 key,
-                lambda: self._embed(key, small, height=height, width=width),
+                lambda: replace(
+                    self._embed(key, small, height=height, width=width), pixels=self._pixels(rgb)
+                ),
                 size_of=lambda embedding: embedding.nbytes,
             )
 
@@ -276,41 +322,123 @@ class Predictor:
         if not clicks:
             raise BadClickError("There is no click.", remedy="Click on the object.")
         validate_clicks(clicks, height=image.height, width=image.width)
-        shown: Tensor | None = None
-        if self._uses_previous:
-            if previous is not None:
-                shown = self._shrink(previous, image)
-            else:
-                shown = self._replay(image, tuple(clicks[:-1]))
-        logits, scores = self._propose(image, clicks, shown)
-        ranked = self._rank(logits, scores)
+        shown = self._shown_before(image, clicks, previous)
+        answer = self._answer(image, clicks, shown)
         if self._uses_previous and previous is None:
-            self._remember(image, tuple(clicks), logits[ranked[0]])
-        height, width = image.height, image.width
+            self._remember(image, tuple(clicks), answer.shown)
         return [
             Proposal(
                 # A copy: a view would keep the outputs of all heads, shown or not.
-                mask=_enlarge(logits[head].numpy().copy(), height=height, width=width),
-                score=float(scores[head]),
+                mask=_enlarge(answer.logits[head].numpy().copy(), answer.window, image),
+                score=float(answer.scores[head]),
                 head=head,
             )
-            for head in ranked
+            for head in answer.ranked
         ]
+
+    def prepare(
+        self,
+        image: ImageEmbedding,
+        clicks: Sequence[Click],
+        shown: NDArray[np.bool_] | NDArray[np.floating],
+    ) -> None:
+        """Get ready for a further click near the object, while the annotator looks at the mask.
+
+        Parameters
+        ----------
+        image
+            From `embed`.
+        clicks
+            All the clicks so far.
+        shown
+            The mask that they led to, bool or float (H, W).
+        """
+        if self._uses_previous:
+            window = self._window(image, clicks, _whole(shown, image))
+            if window is not None:
+                self._look_closer(image, window)
 
     @property
     def _uses_previous(self) -> bool:
         return self.model.description.proposal.prompt.previous
 
-    def _resize(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _resize(self, rgb: NDArray[np.uint8], inference: InferenceConfig) -> NDArray[np.uint8]:
         height, width = rgb.shape[:2]
-        target = input_size(
-            height, width, self.model.description.inference, multiple=self._proposal.multiple
-        )
+        target = input_size(height, width, inference, multiple=self._proposal.multiple)
         if target == (height, width):
             return np.ascontiguousarray(rgb)
         shrinks = target[0] * target[1] < height * width
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(rgb, target[::-1], interpolation=how).astype(np.uint8, copy=False)
+
+    def _pixels(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        """What is kept of an image for looking closer."""
+        if self.model.description.inference.zoom_side is None:
+            return None
+        factor = _PIXELS_SIDE / max(rgb.shape[:2])
+        if factor >= 1:
+            return rgb.copy()
+        size = round(rgb.shape[1] * factor), round(rgb.shape[0] * factor)
+        return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+    def _window(
+        self, image: ImageEmbedding, clicks: Sequence[Click], shown: Shown | None
+    ) -> Window | None:
+        """Where to look closer; None for the whole image."""
+        side = self.model.description.inference.zoom_side
+        if side is None or shown is None or image.pixels is None:
+            return None
+        return choose_window(
+            shown,
+            clicks,
+            height=image.height,
+            width=image.width,
+            side=side,
+            density=max(image.scale),
+        )
+
+    def _look_closer(self, image: ImageEmbedding, window: Window) -> ImageEmbedding:
+        """Embed a window of an image."""
+        key = f"{image.key} {window}"
+
+        def embed() -> ImageEmbedding:
+            pixels = image.pixels
+            assert pixels is not None  # noqa: S101 - or there would be no window
+            scale = pixels.shape[1] / image.width, pixels.shape[0] / image.height
+            left, right = (round(x * scale[0]) for x in (window.left, window.left + window.width))
+            top, bottom = (round(y * scale[1]) for y in (window.top, window.top + window.height))
+            inference = replace(
+                self.model.description.inference,
+                longest_side=self.model.description.inference.zoom_side,
+            )
+            small = self._resize(
+                pixels[top : max(bottom, top + 1), left : max(right, left + 1)], inference
+            )
+            return self._embed(key, small, height=window.height, width=window.width)
+
+        return self._windows.get_or_compute(
+            (image.key, window), embed, size_of=lambda embedding: embedding.nbytes
+        )
+
+    def _answer(
+        self, image: ImageEmbedding, clicks: Sequence[Click], shown: Shown | None
+    ) -> _Answer:
+        """Ask the networks, in a window of the image where that shows more."""
+        window = self._window(image, clicks, shown)
+        view = image if window is None else self._look_closer(image, window)
+        if window is None:
+            window = image.whole
+        else:
+            clicks = [window.moved(click) for click in clicks]
+        previous: Tensor | None = None
+        if shown is not None:
+            stride = self._proposal.output_stride
+            size = view.rgb.shape[-2] // stride, view.rgb.shape[-1] // stride
+            previous = torch.from_numpy(shown.seen_in(window, size))[None, None].to(self.device)
+        logits, scores = self._propose(view, clicks, previous)
+        return _Answer(
+            logits=logits, scores=scores, ranked=self._rank(logits, scores), window=window
+        )
 
     @torch.inference_mode()
     def _embed(
@@ -346,43 +474,33 @@ class Predictor:
                     scores = self._selection.score(rated.float())[0]
                 return logits[0].cpu(), scores.cpu()
 
-    def _replay(self, image: ImageEmbedding, clicks: tuple[Click, ...]) -> Tensor | None:
-        """Mask that was shown after some clicks, (1, 1, h, w) in [0, 1]; None before the first."""
+    def _shown_before(
+        self,
+        image: ImageEmbedding,
+        clicks: Sequence[Click],
+        previous: NDArray[np.bool_] | NDArray[np.floating] | None,
+    ) -> Shown | None:
+        """The mask before the last click, as f takes it; None before the first."""
+        if not self._uses_previous:
+            return None
+        if previous is not None:
+            return _whole(previous, image)
+        return self._replay(image, tuple(clicks[:-1]))
+
+    def _replay(self, image: ImageEmbedding, clicks: tuple[Click, ...]) -> Shown | None:
+        """Mask that was shown after some clicks; None before the first."""
         shown, done = None, len(clicks)
         while done and (shown := self._memo.get((image.key, clicks[:done]))) is None:
             done -= 1
         for count in range(done + 1, len(clicks) + 1):
-            logits, scores = self._propose(image, clicks[:count], shown)
-            best = self._rank(logits, scores)[0]
-            shown = self._remember(image, clicks[:count], logits[best])
+            answer = self._answer(image, clicks[:count], shown)
+            shown = self._remember(image, clicks[:count], answer.shown)
         return shown
 
-    def _remember(self, image: ImageEmbedding, clicks: tuple[Click, ...], logits: Tensor) -> Tensor:
+    def _remember(self, image: ImageEmbedding, clicks: tuple[Click, ...], shown: Shown) -> Shown:
         return self._memo.get_or_compute(
-            (image.key, clicks),
-            lambda: logits.sigmoid()[None, None].to(self.device),
-            size_of=lambda mask: mask.nbytes,
+            (image.key, clicks), lambda: shown, size_of=lambda kept: kept.mask.nbytes
         )
-
-    def _shrink(
-        self, previous: NDArray[np.bool_] | NDArray[np.floating], image: ImageEmbedding
-    ) -> Tensor:
-        """A mask as big as the image, as f takes it: (1, 1, h, w) in [0, 1]."""
-        if previous.shape != (image.height, image.width):
-            raise BadImageError(
-                f"The previous mask has shape {previous.shape}, the image is "
-                f"{image.height} x {image.width}.",
-                remedy="Hand in the mask as it was returned.",
-            )
-        stride = self._proposal.output_stride
-        size = image.rgb.shape[-1] // stride, image.rgb.shape[-2] // stride
-        shrinks = size[0] < image.width
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        mask = previous.astype(np.float32)
-        if previous.dtype != np.bool_:
-            mask = np.clip(np.nan_to_num(mask, nan=0.0), 0.0, 1.0)
-        small = cv2.resize(mask, size, interpolation=how)
-        return torch.from_numpy(small)[None, None].to(self.device)
 
     def _rank(self, logits: Tensor, scores: Tensor) -> list[int]:
         """Heads from best to worst, near-duplicates and empty masks left out."""
@@ -430,16 +548,41 @@ def input_size(
     return rows, columns
 
 
+def _whole(mask: NDArray[np.bool_] | NDArray[np.floating], image: ImageEmbedding) -> Shown:
+    """A mask as large as the image, as callers hand it in.
+
+    Raises
+    ------
+    BadImageError
+        If it has another size.
+    """
+    if mask.shape != (image.height, image.width):
+        raise BadImageError(
+            f"The previous mask has shape {mask.shape}, the image is "
+            f"{image.height} x {image.width}.",
+            remedy="Hand in the mask as it was returned.",
+        )
+    values = np.array(mask, dtype=np.float32)
+    if mask.dtype != np.bool_:
+        np.nan_to_num(values, copy=False, nan=0.0)
+        np.clip(values, 0.0, 1.0, out=values)
+    return Shown(mask=values, window=image.whole)
+
+
 def _enlarge(
-    logits: NDArray[np.float32], *, height: int, width: int
+    logits: NDArray[np.float32], window: Window, image: ImageEmbedding
 ) -> Callable[[], NDArray[np.bool_]]:
-    """Make the mask of an image from the logits of a strided grid."""
+    """Make the mask of an image from the logits of a strided grid over a part of it."""
+    whole, size = image.whole, (window.width, window.height)
 
     def make() -> NDArray[np.bool_]:
-        if logits.shape == (height, width):
-            return logits > 0
-        full = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
-        mask: NDArray[np.bool_] = full > 0
+        fits = logits.shape == size[::-1]
+        full = logits if fits else cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR)
+        inside: NDArray[np.bool_] = full > 0
+        if window == whole:
+            return inside
+        mask = np.zeros((whole.height, whole.width), dtype=bool)
+        mask[window.slices] = inside
         return mask
 
     return make

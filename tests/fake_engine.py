@@ -37,6 +37,7 @@ class FakeEngine:
         self.radii = tuple(radii)
         self.embedded: list[str] = []
         self.calls: list[tuple[tuple[Click, ...], NDArray[np.bool_] | None]] = []
+        self.prepared: list[tuple[tuple[Click, ...], NDArray[np.bool_]]] = []
         #: Called inside `embed`; lets a test hold it up.
         self.while_embedding: Callable[[], None] = lambda: None
         self._known: dict[str, FakeEmbedding] = {}
@@ -70,6 +71,11 @@ class FakeEngine:
                 mask = mask | disk if click.positive else mask & ~disk
             proposals.append(Proposal(mask=mask, score=0.9 - 0.1 * head, head=head))
         return proposals
+
+    def prepare(
+        self, image: FakeEmbedding, clicks: Sequence[Click], shown: NDArray[np.bool_]
+    ) -> None:
+        self.prepared.append((tuple(clicks), shown))
 
 
 def disk_mask(height: int, width: int, x: float, y: float, radius: float) -> NDArray[np.bool_]:

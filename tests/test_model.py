@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,18 @@ class TestRoundTrip:
     def test_how_it_is_used_is_part_of_the_version(self, folder: Path, tmp_path: Path) -> None:
         about = tiny.description(inference=InferenceConfig(merge_iou=0.5))
         assert save(tmp_path / "x", tiny.model(about)) != load_model(folder).version
+
+    def test_weights_from_before_one_could_look_closer_keep_their_version(
+        self, folder: Path
+    ) -> None:
+        values = json.loads((folder / "model.json").read_text())
+        version = load_model(folder).version
+        del values["inference"]["zoom_side"]
+        before = [values["proposal"], values["inference"], sorted(values["files"].items())]
+        digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
+        assert version == f"{values['name']}-{digest[:10]}"
+        (folder / "model.json").write_text(json.dumps(values))
+        assert load_model(folder).version == version
 
     def test_results_do_not_change_the_version(self, folder: Path) -> None:
         version = load_model(folder).version

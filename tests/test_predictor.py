@@ -300,14 +300,6 @@ class TestReplay:
         with pytest.raises(BadImageError, match=r"shape \(40, 30\), the image is 30 x 40"):
             predictor.predict(image, CLICKS, np.zeros((40, 30), bool))
 
-    def test_a_large_mask_is_averaged_onto_the_grid(self, default: Predictor) -> None:
-        image = default.embed(tiny.photo(256, 512))
-        mask = np.random.default_rng(0).random((256, 512)).astype(np.float32)
-        shrunk = default._shrink(mask, image)
-        assert shrunk.shape == (1, 1, 16, 32)
-        expected = mask.reshape(16, 16, 32, 16).mean((1, 3))
-        np.testing.assert_allclose(shrunk[0, 0].numpy(), expected, atol=1e-5)
-
 
 class TestEmbedding:
     def test_the_same_image_is_embedded_once(self, default: Predictor) -> None:

@@ -42,6 +42,9 @@ class Engine(Protocol):
     ) -> list[Proposal]:
         """Propose masks for the clicks, best first; at least one."""
 
+    def prepare(self, image: Any, clicks: Sequence[Click], shown: NDArray[np.bool_]) -> None:
+        """Get ready for a further click on the mask that is shown."""
+
 
 class Engines(Protocol):
     """The engines of this process: the one in use, and those that interactions are pinned to."""

@@ -254,6 +254,7 @@ class PredictionService:
             boxes = beginning.others
             start = self._start(engine, project, image, beginning)
             solved = [self._follow(engine, image, prompt, start)]
+            self._get_ready(engine, image, solved[0].showing)
         else:
             engine = self._engines.current()
             image = self._embed(engine, task, config.image(boxes[0].target.to_name), connection)
@@ -273,6 +274,12 @@ class PredictionService:
             is_beside = number < len(solved)
             regions.append(self._region(engine, key, each, interactive=True, beside=is_beside))
         return Prediction(model_version=engine.version, regions=tuple(regions))
+
+    def _get_ready(self, engine: Engine, image: Any, showing: Showing) -> None:
+        """Prepare for the next click while the annotator looks at the mask."""
+        shown = showing.shown
+        if shown is not None:
+            self._background.submit(lambda: engine.prepare(image, showing.prompts, shown.mask))
 
     def _overlay(
         self,

@@ -339,6 +339,14 @@ def test_a_task_without_key_points_is_embedded_in_the_background(
     assert label_studio.paths() == [UPLOAD]
 
 
+def test_the_next_click_is_prepared_in_the_background(app: Flask, engine: FakeEngine) -> None:
+    region = only_region(predict(app.test_client(), body(click(50), click(80, positive=False))))
+    wait_for_background(app)
+    ((clicks, shown),) = engine.prepared
+    assert [one.positive for one in clicks] == [True, False]
+    np.testing.assert_array_equal(shown, mask_of(region))
+
+
 def test_one_bad_task_does_not_fail_a_batch(app: Flask) -> None:
     results = predict(
         app.test_client(),
