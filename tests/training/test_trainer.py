@@ -237,6 +237,23 @@ class TestLearning:
         assert not same(found, last)
 
 
+class TestGrid:
+    @pytest.mark.parametrize("grids", [(2, 2), (1, 4), (4, 4)])
+    def test_trains_the_same_networks(
+        self, train: Callable[..., Trainer], tmp_path: Path, grids: tuple[int, int]
+    ) -> None:
+        train(PAPER, "fine")
+        coarse = dataclasses.replace(PAPER, grid=grids[0], selection_grid=grids[1])
+        assert train(coarse, "coarse", validation=PaintedSet()).finished
+        fine, found = weights(tmp_path / "fine"), weights(tmp_path / "coarse")
+        assert {key: value.shape for key, value in found.items()} == {
+            key: value.shape for key, value in fine.items()
+        }
+        assert not same(found, fine)
+        # Goes on at full resolution, with the weights as they are.
+        assert train(PAPER, "after", begin_with="coarse").finished
+
+
 class TestResume:
     @pytest.mark.parametrize("config", [PAPER, EVERYTHING], ids=["paper", "everything"])
     @pytest.mark.parametrize("stops", [1, 3])
@@ -585,6 +602,14 @@ class TestRefusals:
                     "crop": 40,
                 },
                 "crop is a multiple of 16",
+            ),
+            ({"grid": 3, "selection_grid": 3, "crop": 15}, "grids are 1, 2, 4, 8 or 16"),
+            ({"grid": 4}, "g's grid is not finer than f's"),
+            ({"selection_grid": 8, "crop": 20}, "crop is a multiple of 8"),
+            ({"selection_grid": 2, "crop": None}, "crop is a multiple of 2"),
+            (
+                {"selection_grid": 2, "proposal": ProposalConfig(encoder=None, body="unet")},
+                "a grid needs the architecture",
             ),
         ],
     )
