@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from lidiv_backend.errors import BadClickError, BadImageError
 from lidiv_backend.model import InferenceConfig, Model, load_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.observing import stage
+from lidiv_backend.observing import cache_asked, stage
 from lidiv_backend.turns import Step, hurrying, turn
 from lidiv_backend.zoom import Shown, Window, choose_window
 
 #: Bytes of embeddings that are kept unless told otherwise.
 CACHE_BYTES = 512 * 2**20
+#: What observers are told that the cache of embeddings is called.
+EMBEDDINGS = "embeddings"
 #: Bytes of shown masks that are kept for the clicks that refine them.
 _MEMO_BYTES = 32 * 2**20
 #: Bytes of embedded windows that are kept for further clicks on the objects in them.
@@ -40,46 +43,104 @@ class Proposal:
     Parameters
     ----------
     mask
-        bool (H, W), the size of the image; or a function that makes it, called when the mask is
-        first asked for (of six proposals for a photo of 12 megapixels, one is shown).
+        bool (H, W), the size of the image; or what it is made from when it is first asked for (of
+        six proposals for a photo of 12 megapixels, one is shown).
     score
         What IoU the model expects of the mask, in [0, 1] (`default`), or g's softmax (`paper`).
     head
         Which of the M outputs of f it came from, from 0.
     """
 
-    __slots__ = ("_make", "_mask", "head", "score")
+    __slots__ = ("_kept", "head", "score")
 
-    def __init__(
-        self,
-        *,
-        mask: NDArray[np.bool_] | Callable[[], NDArray[np.bool_]],
-        score: float,
-        head: int,
-    ) -> None:
+    def __init__(self, *, mask: NDArray[np.bool_] | Logits, score: float, head: int) -> None:
         self.score = score
         self.head = head
-        self._mask: NDArray[np.bool_] | None = None
-        self._make: Callable[[], NDArray[np.bool_]] | None = None
-        if callable(mask):
-            self._make = mask
-        else:
-            self._mask = mask
+        self._kept: Logits | _Bits = mask if isinstance(mask, Logits) else _Bits.of(mask)
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The mask, bool (H, W)."""
-        # Two threads may both make it; they make the same. Read before the mask is looked for: once
-        # it is there, what makes it goes, and with it the model's outputs, many times as large.
-        make = self._make
-        if self._mask is None:
-            assert make is not None  # noqa: S101
-            self._mask = make()
-            self._make = None
-        return self._mask
+        """The mask, bool (H, W), the caller's own."""
+        # Two threads may both make it; they make the same.
+        kept = self._kept
+        if isinstance(kept, _Bits):
+            return kept.mask()
+        mask = kept.mask()
+        self._kept = _Bits.of(mask)
+        return mask
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, or comes to hold when its mask is asked for; the larger number."""
+        return self._kept.nbytes
 
     def __repr__(self) -> str:
         return f"Proposal(score={self.score:.3f}, head={self.head})"
+
+
+class Logits:
+    """A mask before it is enlarged and cut off at zero.
+
+    Parameters
+    ----------
+    values
+        float32 (h, w), on the model's grid.
+    window
+        The part of the image that they cover; there is nothing outside.
+    height, width
+        Of the image, in pixels.
+    """
+
+    __slots__ = ("_height", "_values", "_width", "_window")
+
+    def __init__(
+        self, values: NDArray[np.float32], window: Window, *, height: int, width: int
+    ) -> None:
+        # A copy: a view would keep the outputs of all heads, shown or not.
+        self._values = values.copy()
+        self._window = window
+        self._height = height
+        self._width = width
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Make the mask, bool (H, W)."""
+        values, window = self._values, self._window
+        if values.shape != (window.height, window.width):
+            size = window.width, window.height
+            values = cv2.resize(values, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
+        inside: NDArray[np.bool_] = values > 0
+        if inside.shape == (self._height, self._width):
+            return inside
+        mask = np.zeros((self._height, self._width), dtype=np.bool_)
+        mask[window.slices] = inside
+        return mask
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values, or of the mask's bits, whichever are more."""
+        return max(self._values.nbytes, self._height * self._width // 8)
+
+
+class _Bits:
+    """A mask at an eighth of its size."""
+
+    __slots__ = ("_bits", "_shape")
+
+    def __init__(self, bits: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+        self._bits = bits
+        self._shape = shape
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_]) -> _Bits:
+        return cls(np.packbits(mask), mask.shape)
+
+    def mask(self) -> NDArray[np.bool_]:
+        flat = np.unpackbits(self._bits, count=math.prod(self._shape))
+        return flat.view(np.bool_).reshape(self._shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self._bits.nbytes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,8 +153,8 @@ class ImageEmbedding:
         Says of which image it is, and of which weights.
     height, width
         Size of the image in pixels.
-    rgb
-        float (1, 3, h, w) in [0, 1], the image as the networks see it.
+    small
+        uint8 (1, 3, h, w), the image at the size at which the networks see it.
     projected
         What `ProposalNetwork.project` gave.
     pixels
@@ -104,19 +165,25 @@ class ImageEmbedding:
     key: str
     height: int
     width: int
-    rgb: Tensor
+    small: Tensor
     projected: tuple[Tensor, ...]
     pixels: NDArray[np.uint8] | None = None
 
     @property
+    def rgb(self) -> Tensor:
+        """The image as the networks see it, float (1, 3, h, w) in [0, 1]."""
+        # Made each time: it is four times as large.
+        return self.small.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+    @property
     def scale(self) -> tuple[float, float]:
         """Pixels of the network's input for each pixel of the image, along x and y."""
-        return self.rgb.shape[-1] / self.width, self.rgb.shape[-2] / self.height
+        return self.small.shape[-1] / self.width, self.small.shape[-2] / self.height
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        tensors = sum(part.nbytes for part in (self.rgb, *self.projected))
+        tensors = sum(part.nbytes for part in (self.small, *self.projected))
         return tensors + (0 if self.pixels is None else self.pixels.nbytes)
 
     @property
@@ -151,6 +218,30 @@ class _Answer:
         return Shown(mask=best, window=self.window)
 
 
+@dataclass(frozen=True)
+class EmbeddingCaches:
+    """What keeps embeddings by their keys, which name the weights, too.
+
+    Parameters
+    ----------
+    images
+        Of images.
+    windows
+        Of parts of them that were looked at closer.
+    """
+
+    images: BoundedCache[str, ImageEmbedding]
+    windows: BoundedCache[str, ImageEmbedding]
+
+    @classmethod
+    def of(cls, image_bytes: int, window_bytes: int = _WINDOW_BYTES) -> EmbeddingCaches:
+        """Make them, for one predictor or for several."""
+        return cls(
+            images=BoundedCache(max_bytes=image_bytes, name=EMBEDDINGS),
+            windows=BoundedCache(max_bytes=window_bytes),
+        )
+
+
 class Predictor:
     """Proposes segmentations for clicks.
 
@@ -168,7 +259,9 @@ class Predictor:
     precision
         ``float32`` or ``bfloat16`` (mixed).
     cache_bytes
-        Bytes of embeddings that are kept.
+        Bytes of images' embeddings that are kept.
+    caches
+        Keep them instead; several predictors may share them.
     """
 
     def __init__(
@@ -179,6 +272,7 @@ class Predictor:
         device: torch.device,
         precision: str = "float32",
         cache_bytes: int = CACHE_BYTES,
+        caches: EmbeddingCaches | None = None,
     ) -> None:
         self.model = model
         self.device = device
@@ -189,14 +283,9 @@ class Predictor:
         for module in (encoder, model.proposal, model.selection):
             if module is not None:
                 place(module, device)
-        self._embeddings: BoundedCache[str, ImageEmbedding] = BoundedCache(
-            max_bytes=cache_bytes, name="embeddings"
-        )
+        self._caches = caches or EmbeddingCaches.of(cache_bytes)
         self._memo: BoundedCache[tuple[str, tuple[Click, ...]], Shown] = BoundedCache(
             max_bytes=_MEMO_BYTES
-        )
-        self._windows: BoundedCache[tuple[str, Window], ImageEmbedding] = BoundedCache(
-            max_bytes=_WINDOW_BYTES
         )
 
     @classmethod
@@ -207,6 +296,7 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: str | None = None,
         cache_bytes: int = CACHE_BYTES,
+        caches: EmbeddingCaches | None = None,
     ) -> Predictor:
         """Load a preset or a folder of weights.
 
@@ -220,7 +310,9 @@ class Predictor:
             ``float32`` or ``bfloat16``; if not given, bfloat16 where the device has matrix units
             for it.
         cache_bytes
-            Bytes of embeddings that are kept.
+            Bytes of images' embeddings that are kept.
+        caches
+            Keep them instead; several predictors may share them.
 
         Raises
         ------
@@ -239,6 +331,7 @@ class Predictor:
             device=where,
             precision=precision or best_precision(where),
             cache_bytes=cache_bytes,
+            caches=caches,
         )
 
     @property
@@ -282,13 +375,26 @@ class Predictor:
         digest.update(f"{height}x{width} {small.shape} {self.version}".encode())
         key = digest.hexdigest()
         with hurrying(key):
-            return self._embeddings.get_or_compute(
+            return self._caches.images.get_or_compute(
                 key,
                 lambda: replace(
                     self._embed(key, small, height=height, width=width), pixels=self._pixels(rgb)
                 ),
                 size_of=lambda embedding: embedding.nbytes,
             )
+
+    def find(self, key: str) -> ImageEmbedding | None:
+        """Return an embedding that is still kept, or None.
+
+        Parameters
+        ----------
+        key
+            Of an embedding that `embed` returned.
+        """
+        found = self._caches.images.get(key)
+        if found is not None:
+            cache_asked(EMBEDDINGS, hit=True)
+        return found
 
     def predict(
         self,
@@ -328,8 +434,12 @@ class Predictor:
             self._remember(image, tuple(clicks), answer.shown)
         return [
             Proposal(
-                # A copy: a view would keep the outputs of all heads, shown or not.
-                mask=_enlarge(answer.logits[head].numpy().copy(), answer.window, image),
+                mask=Logits(
+                    answer.logits[head].numpy(),
+                    answer.window,
+                    height=image.height,
+                    width=image.width,
+                ),
                 score=float(answer.scores[head]),
                 head=head,
             )
@@ -416,9 +526,11 @@ class Predictor:
             )
             return self._embed(key, small, height=window.height, width=window.width)
 
-        return self._windows.get_or_compute(
-            (image.key, window), embed, size_of=lambda embedding: embedding.nbytes
-        )
+        # A click must not wait until nobody waits, if what gets ready for it came first.
+        with hurrying(key):
+            return self._caches.windows.get_or_compute(
+                key, embed, size_of=lambda embedding: embedding.nbytes
+            )
 
     def _answer(
         self, image: ImageEmbedding, clicks: Sequence[Click], shown: Shown | None
@@ -433,7 +545,7 @@ class Predictor:
         previous: Tensor | None = None
         if shown is not None:
             stride = self._proposal.output_stride
-            size = view.rgb.shape[-2] // stride, view.rgb.shape[-1] // stride
+            size = view.small.shape[-2] // stride, view.small.shape[-1] // stride
             previous = torch.from_numpy(shown.seen_in(window, size))[None, None].to(self.device)
         logits, scores = self._propose(view, clicks, previous)
         return _Answer(
@@ -446,12 +558,13 @@ class Predictor:
     ) -> ImageEmbedding:
         with turn(Step.EMBED, key):
             # A copy: torch takes no arrays that are read-only, as those of Pillow are.
-            rgb = torch.tensor(small, device=self.device).permute(2, 0, 1).unsqueeze(0)
-            rgb = rgb.float().div_(255).contiguous(memory_format=torch.channels_last)
+            seen = torch.tensor(small, device=self.device).permute(2, 0, 1).unsqueeze(0)
+            image = ImageEmbedding(key=key, height=height, width=width, small=seen, projected=())
+            rgb = image.rgb
             with stage("embed", settle=self._settle), self._autocast():
                 features = () if self._encoder is None else self._encoder(rgb)
                 projected = self._proposal.project(rgb, features)
-        return ImageEmbedding(key=key, height=height, width=width, rgb=rgb, projected=projected)
+        return replace(image, projected=projected)
 
     @torch.inference_mode()
     def _propose(
@@ -567,22 +680,3 @@ def _whole(mask: NDArray[np.bool_] | NDArray[np.floating], image: ImageEmbedding
         np.nan_to_num(values, copy=False, nan=0.0)
         np.clip(values, 0.0, 1.0, out=values)
     return Shown(mask=values, window=image.whole)
-
-
-def _enlarge(
-    logits: NDArray[np.float32], window: Window, image: ImageEmbedding
-) -> Callable[[], NDArray[np.bool_]]:
-    """Make the mask of an image from the logits of a strided grid over a part of it."""
-    whole, size = image.whole, (window.width, window.height)
-
-    def make() -> NDArray[np.bool_]:
-        fits = logits.shape == size[::-1]
-        full = logits if fits else cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR)
-        inside: NDArray[np.bool_] = full > 0
-        if window == whole:
-            return inside
-        mask = np.zeros((whole.height, whole.width), dtype=bool)
-        mask[window.slices] = inside
-        return mask
-
-    return make

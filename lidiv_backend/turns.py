@@ -1,5 +1,8 @@
 """Whose turn it is to compute: few at a time, clicks before images, people before the background.
 
+Clicks do not go before images for ever, or under load nobody would get a first mask: they have a
+head start.
+
 Threads that all enter torch at once take each other's cores, and a click would wait until the image
 of somebody else is embedded. So they queue: whoever answers a request says so for a block of code
 (`asking`), and what computes takes a `turn`. Without somebody who asks, nothing is limited.
@@ -23,6 +26,9 @@ from typing import TypeVar
 
 from lidiv_backend.errors import LidivError
 from lidiv_backend.observing import stage
+
+#: An image waits until so many requests that came after it have been served, and no longer.
+HEAD_START = 8
 
 _Value = TypeVar("_Value")
 
@@ -55,6 +61,8 @@ class Asker:
     def __init__(self, turns: Turns | None = None, *, urgent: bool = True) -> None:
         self.turns = turns
         self.urgent = urgent
+        #: When its image came to the queue, for the click on it, which has then waited already.
+        self.came: int | None = None
         self._lock = threading.Lock()
         self._overtaken = False
         self._wake: list[Callable[[], None]] = []
@@ -189,9 +197,10 @@ class _Place:
 class Turns:
     """The queue in front of the networks.
 
-    Clicks go first, then the images that annotators wait for, then what nobody waits for; within
-    these, who came first. Embedding never takes the last place, so that a click waits for no image
-    at all where there are two or more places, and for one at most where there is one.
+    People go before what nobody waits for. Among them, who came first, but that clicks have a head
+    start before images, see `HEAD_START`. Embedding never takes the last place, so that a click
+    waits for no image at all where there are two or more places; where there is one, it waits for
+    one image at most, since no two go one after the other while a click waits.
 
     Parameters
     ----------
@@ -205,6 +214,7 @@ class Turns:
         self._order = itertools.count()
         self._waiting: list[_Place] = []
         self._running: Counter[Step] = Counter()
+        self._last = Step.PROPOSE
         self._hurried: Counter[str] = Counter()
 
     def waiting(self) -> dict[Step, int]:
@@ -240,7 +250,10 @@ class Turns:
 
     def _enter(self, step: Step, key: str, asker: Asker) -> None:
         may_leave = step is Step.PROPOSE
-        place = _Place(step=step, urgent=asker.urgent, key=key, order=next(self._order))
+        order = next(self._order)
+        if step is Step.PROPOSE and asker.came is not None:
+            order, asker.came = asker.came, None
+        place = _Place(step=step, urgent=asker.urgent, key=key, order=order)
         with stage("wait"), asker.woken(self._look_again), self._changed:
             self._waiting.append(place)
             try:
@@ -250,6 +263,9 @@ class Turns:
                 if may_leave and asker.overtaken:
                     raise OvertakenError("The annotator has clicked again in the meantime.")
                 self._running[step] += 1
+                self._last = step
+                if step is Step.EMBED:
+                    asker.came = order
             finally:
                 self._waiting.remove(place)
                 # Another place may be free for the next one.
@@ -270,7 +286,9 @@ class Turns:
 
     def _rank(self, place: _Place) -> tuple[bool, bool, int]:
         urgent = place.urgent or place.key in self._hurried
-        return not urgent, place.step is Step.EMBED, place.order
+        if place.step is Step.PROPOSE:
+            return not urgent, False, place.order
+        return not urgent, self._last is Step.EMBED, place.order + HEAD_START
 
 
 class LatestClicks:

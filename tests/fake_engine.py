@@ -52,6 +52,16 @@ class FakeEngine:
                 self._known[key] = FakeEmbedding(key, rgb.shape[0], rgb.shape[1])
             return self._known[key]
 
+    def find(self, key: str) -> FakeEmbedding | None:
+        return self._known.get(key)
+
+    def forget(self) -> None:
+        """Forget who asked for what, and all images."""
+        with self._lock:
+            self.calls.clear()
+            self.embedded.clear()
+            self._known.clear()
+
     def predict(
         self,
         image: FakeEmbedding,

@@ -20,7 +20,7 @@ from lidiv_backend.devices import choose_device
 from lidiv_backend.errors import BadClickError, BadImageError, BadRequestError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.predictor import Predictor, Proposal
+from lidiv_backend.predictor import Logits, Predictor, Proposal, embedding_cache
 from tests import tiny
 
 SMALL = InferenceConfig(longest_side=64, max_pixels=None, merge_iou=0.9)
@@ -75,17 +75,25 @@ class TestProposals:
         assert scores == sorted(scores, reverse=True)
         assert len({proposal.head for proposal in proposals}) == len(proposals)
 
-    def test_a_mask_is_made_once_and_when_it_is_asked_for(self) -> None:
-        made = []
+    def test_a_mask_that_was_asked_for_is_kept_in_an_eighth_of_its_size(self) -> None:
+        values = tiny.photo(60, 80).astype(np.float32)[..., 0] - 128
+        proposal = Proposal(mask=Logits(values, height=600, width=799), score=0.5, head=0)
+        assert proposal.nbytes == 600 * 799 // 8
+        first = proposal.mask
+        enlarged = cv2.resize(values, (799, 600), interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(first, enlarged > 0)
+        assert proposal.nbytes == -(-600 * 799 // 8)
+        # What the caller does to it is no matter of the next one's.
+        first[:] = False
+        np.testing.assert_array_equal(proposal.mask, enlarged > 0)
+        assert proposal.mask.dtype == np.bool_
 
-        def make() -> NDArray[np.bool_]:
-            made.append(1)
-            return np.ones((2, 2), bool)
-
-        proposal = Proposal(mask=make, score=0.5, head=0)
-        assert not made
-        assert proposal.mask is proposal.mask
-        assert len(made) == 1
+    def test_a_proposal_does_not_hold_on_to_what_it_was_cut_from(self) -> None:
+        heads = np.ones((6, 60, 80), np.float32)
+        proposal = Proposal(mask=Logits(heads[2], height=60, width=80), score=0.5, head=2)
+        assert proposal.nbytes == heads[2].nbytes
+        heads[2] = -1
+        assert proposal.mask.all()
 
     def test_clicks_change_what_is_proposed(self, paper: Predictor, default: Predictor) -> None:
         for predictor in (paper, default):
@@ -342,12 +350,36 @@ class TestEmbedding:
 
     def test_the_cache_is_bounded_in_bytes(self) -> None:
         one = tiny.predictor(tiny.description()).embed(tiny.photo(30, 40)).nbytes
-        assert one >= 30 * 40 * (3 + 64) * 4
+        assert one >= 30 * 40 * (3 + 64 * 4)
         predictor = tiny.predictor(tiny.description(), cache_bytes=3 * one + one // 2)
         for seed in range(6):
             predictor.embed(tiny.photo(30, 40, seed=seed))
             assert predictor._embeddings.size <= 3 * one + one // 2
         assert len(predictor._embeddings) == 3
+
+    def test_what_is_kept_is_found_by_its_key(self) -> None:
+        one = tiny.predictor(tiny.description()).embed(tiny.photo(30, 40)).nbytes
+        predictor = tiny.predictor(tiny.description(), cache_bytes=2 * one)
+        images = [predictor.embed(tiny.photo(30, 40, seed=seed)) for seed in range(2)]
+        assert [predictor.find(image.key) for image in images] == images
+        # What was looked for stays.
+        predictor.find(images[0].key)
+        predictor.embed(tiny.photo(30, 40, seed=2))
+        assert [predictor.find(image.key) for image in images] == [images[0], None]
+
+    def test_models_that_share_a_cache_share_its_limit_and_nothing_else(self) -> None:
+        rgb, clicks = tiny.photo(30, 40), CLICKS[:1]
+        alone = [tiny.predictor(tiny.description(), seed=seed) for seed in range(2)]
+        one = alone[0].embed(rgb).nbytes
+        cache = embedding_cache(3 * one)
+        together = [tiny.predictor(tiny.description(), seed=s, cache=cache) for s in range(2)]
+        for predictor, other in zip(together, alone, strict=True):
+            found = predictor.predict(predictor.embed(rgb), clicks)
+            assert same(found, other.predict(other.embed(rgb), clicks))
+        assert len(cache) == 2
+        for seed in range(1, 4):
+            together[0].embed(tiny.photo(30, 40, seed=seed))
+        assert cache.size <= 3 * one
 
     def test_without_a_cache_it_still_works(self) -> None:
         predictor = tiny.predictor(tiny.description(), cache_bytes=0)

@@ -15,6 +15,7 @@ import pytest
 from lidiv_backend.caching import BoundedCache
 from lidiv_backend.clicks import Click
 from lidiv_backend.turns import (
+    HEAD_START,
     Asker,
     LatestClicks,
     OvertakenError,
@@ -37,12 +38,12 @@ class WatchedTurns(Turns):
         super().__init__(places)
         self.blocked: queue.Queue[str] = queue.Queue()
         self.taken: list[tuple[Step, str]] = []
-        self._told: set[int] = set()
+        self._told: set[Any] = set()
 
     def _is_next(self, place: Any) -> bool:
         found = super()._is_next(place)
-        if not found and place.order not in self._told:
-            self._told.add(place.order)
+        if not found and place not in self._told:
+            self._told.add(place)
             self.blocked.put(place.key)
         return found
 
@@ -123,6 +124,58 @@ def test_a_click_waits_for_one_embedding_at_most(crowd_of: Callable[[int], Crowd
     order = [key for _, key in crowd.turns.taken]
     assert order == ["first", "click", "second", "third", "batch", "ahead"]
     assert crowd.turns.waiting() == {Step.PROPOSE: 0, Step.EMBED: 0}
+
+
+def test_clicks_do_not_go_before_an_image_for_ever(crowd_of: Callable[[int], Crowd]) -> None:
+    crowd = crowd_of(1)
+    running = crowd.holding(Step.PROPOSE, "running")
+    names = [f"click {number}" for number in range(HEAD_START + 2)]
+    waiting = [crowd.queued(Step.EMBED, "image")]
+    waiting += [crowd.queued(Step.PROPOSE, name) for name in names]
+    crowd.release["running"].set()
+    for future in (running, *waiting):
+        future.result(SECONDS)
+    order = [key for _, key in crowd.turns.taken]
+    # Those of its head start, and not the three behind them.
+    assert order == ["running", *names[: HEAD_START - 1], "image", *names[HEAD_START - 1 :]]
+
+
+def test_no_two_images_go_one_after_the_other_while_a_click_waits(
+    crowd_of: Callable[[int], Crowd],
+) -> None:
+    crowd = crowd_of(1)
+    running = crowd.holding(Step.EMBED, "running")
+    waiting = [crowd.queued(Step.EMBED, f"image {number}") for number in range(2)]
+    # So long ago that the images have waited enough.
+    for _ in range(HEAD_START):
+        next(crowd.turns._order)
+    waiting += [crowd.queued(Step.PROPOSE, f"click {number}") for number in range(2)]
+    crowd.release["running"].set()
+    for future in (running, *waiting):
+        future.result(SECONDS)
+    order = [key for _, key in crowd.turns.taken]
+    assert order == ["running", "click 0", "image 0", "click 1", "image 1"]
+
+
+def test_whose_image_was_embedded_has_waited_already(crowd_of: Callable[[int], Crowd]) -> None:
+    crowd = crowd_of(1)
+    running = crowd.holding(Step.PROPOSE, "running")
+    asker = Asker(crowd.turns)
+    image = crowd.queued(Step.EMBED, "image", asker=asker)
+    crowd.release["running"].set()
+    image.result(SECONDS)
+    running.result(SECONDS)
+    again = crowd.holding(Step.PROPOSE, "again")
+    waiting = [
+        crowd.queued(Step.PROPOSE, "somebody's"),
+        crowd.queued(Step.PROPOSE, "first click", asker=asker),
+        crowd.queued(Step.PROPOSE, "second click", asker=asker),
+    ]
+    crowd.release["again"].set()
+    for future in (again, *waiting):
+        future.result(SECONDS)
+    order = [key for _, key in crowd.turns.taken][3:]
+    assert order == ["first click", "somebody's", "second click"]
 
 
 def test_embeddings_never_take_the_last_place(crowd_of: Callable[[int], Crowd]) -> None:

@@ -26,7 +26,6 @@ from lidiv_backend.predictor import Proposal
 #: Seconds after which a rectangle that was not touched is forgotten.
 BOX_SECONDS = 600.0
 _MAX_PLACES = 10_000
-_MAX_BYTES = 128_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +67,19 @@ class Beginning:
 
 
 class Beginnings:
-    """Remembers rectangles and what interactions began with; for many threads."""
+    """Remembers rectangles and what interactions began with; for many threads.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    max_bytes
+        What may be remembered of accepted regions.
+    """
+
+    def __init__(self, *, max_bytes: int) -> None:
         self._boxes: BoundedCache[tuple[str, int | None], tuple[Prompt, ...]] = BoundedCache(
             max_bytes=_MAX_PLACES, max_age=BOX_SECONDS
         )
-        self._begun: BoundedCache[InteractionKey, Beginning] = BoundedCache(max_bytes=_MAX_BYTES)
+        self._begun: BoundedCache[InteractionKey, Beginning] = BoundedCache(max_bytes=max_bytes)
 
     def keep_boxes(self, project: str, task: Task, boxes: tuple[Prompt, ...]) -> None:
         """Remember the rectangles that a task has now; none where they were taken away."""

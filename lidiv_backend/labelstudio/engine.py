@@ -34,6 +34,9 @@ class Engine(Protocol):
     def embed(self, rgb: NDArray[np.uint8]) -> Any:
         """Compute, or find, everything about an image that no click changes."""
 
+    def find(self, key: str) -> Any | None:
+        """Return the embedding that has this key, or None where it is not kept any more."""
+
     def predict(
         self,
         image: Any,

@@ -30,6 +30,8 @@ _UPLOAD = "/data/upload/"
 _CHUNK = 1 << 16
 # Access tokens last 300 seconds.
 _ACCESS_SECONDS = 240.0
+#: What is known of an image is kept so long; the file behind an address may change.
+KEPT_SECONDS = 600.0
 # Addresses within Label Studio that give files. Only these get the token.
 _FILE_PATHS = re.compile(r"/(data|storage-data)/|/(tasks|projects)/\d+/(presign|resolve)/")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -180,7 +182,7 @@ class ImageSource:
     cache_bytes
         Decoded images that are kept, so that a click does not fetch again.
     cache_seconds
-        How long; the file behind an address may change.
+        How long.
     ca_bundle
         Certificates to trust; None for the usual ones.
     clock
@@ -192,8 +194,8 @@ class ImageSource:
         *,
         allowed_hosts: Iterable[str] = (),
         limits: FetchLimits | None = None,
-        cache_bytes: int = 256_000_000,
-        cache_seconds: float = 600.0,
+        cache_bytes: int = 80_000_000,
+        cache_seconds: float = KEPT_SECONDS,
         ca_bundle: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -244,10 +246,28 @@ class ImageSource:
             with stage("decode"):
                 return read_rgb(content, max_pixels=self._limits.max_pixels)
 
+        key = self.key(address, connection, task=task)
+        return self._cache.get_or_compute(key, read, size_of=lambda rgb: rgb.nbytes)
+
+    def key(
+        self, address: str, connection: Connection | None, *, task: int | None
+    ) -> tuple[str, str]:
+        """Name an image: what has the same key is the same image.
+
+        Parameters
+        ----------
+        address, connection, task
+            As for `rgb`.
+
+        Raises
+        ------
+        ImageAddressError
+            If the address is none.
+        """
         where = connection.url if connection else ""
         # Cloud addresses are resolved through a task's own storage.
-        key = f"{task} {address}" if _split(address).scheme in _CLOUD_SCHEMES else address
-        return self._cache.get_or_compute((where, key), read, size_of=lambda rgb: rgb.nbytes)
+        is_cloud = _split(address).scheme in _CLOUD_SCHEMES
+        return where, f"{task} {address}" if is_cloud else address
 
     def _download(self, address: str, connection: Connection | None, task: int | None) -> bytes:
         deadline = self._clock() + self._limits.total_seconds

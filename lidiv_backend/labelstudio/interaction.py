@@ -87,6 +87,11 @@ class Showing:
         return self.proposals[self.index] if self.proposals else None
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return sum(proposal.nbytes for proposal in self.proposals)
+
+    @property
     def text(self) -> str:
         """What the annotator reads about it."""
         return f"proposal {self.index + 1} of {len(self.proposals)}"
@@ -187,8 +192,7 @@ class Interactions:
             showing = self._memo.get_or_compute(
                 (image.key, engine.version, start.key, clicks[:count]),
                 lambda: _follow(engine, image, clicks[:count], before),  # noqa: B023 - called now
-                # As if all masks were there; an engine may make them only when they are looked at.
-                size_of=lambda result: len(result.proposals) * image.height * image.width,
+                size_of=lambda result: result.nbytes,
             )
         return showing
 

@@ -25,7 +25,7 @@ from lidiv_backend.labelstudio.config import (
     parse_label_config,
 )
 from lidiv_backend.labelstudio.engine import Engine, Engines
-from lidiv_backend.labelstudio.images import Connection, ImageSource
+from lidiv_backend.labelstudio.images import KEPT_SECONDS, Connection, ImageSource
 from lidiv_backend.labelstudio.interaction import NOTHING, Interactions, Showing, Start
 from lidiv_backend.labelstudio.options import ProjectOptions
 from lidiv_backend.labelstudio.replies import Prediction, Region
@@ -39,6 +39,9 @@ from lidiv_backend.labelstudio.results import (
 )
 from lidiv_backend.observing import click_dropped, stage
 from lidiv_backend.turns import LatestClicks, OvertakenError, require_not_overtaken
+
+# Of so many images is known which embedding is theirs.
+_MAX_IMAGES = 10_000
 
 #: Told of a task that failed while others went on, or in the background.
 FailureReport = Callable[[Exception, int | None], None]
@@ -124,7 +127,8 @@ class PredictionService:
     background
         Embeds the images of tasks that nobody has clicked on yet.
     memo_bytes
-        What remembered proposals may take.
+        What remembered proposals may take: half of it those of clicks, a quarter each those of
+        rectangles and the regions that are refined.
     """
 
     def __init__(
@@ -134,17 +138,21 @@ class PredictionService:
         images: ImageSource,
         recorder: Recorder,
         background: Background,
-        memo_bytes: int = 256_000_000,
+        memo_bytes: int = 160_000_000,
     ) -> None:
         self._engines = engines
         self._images = images
         self._recorder = recorder
         self._background = background
         self._latest = LatestClicks()
-        self._interactions = Interactions(max_bytes=memo_bytes)
-        self._beginnings = Beginnings()
+        self._interactions = Interactions(max_bytes=memo_bytes // 2)
+        self._beginnings = Beginnings(max_bytes=memo_bytes // 4)
         self._box_starts: BoundedCache[tuple[str, str, str], Start] = BoundedCache(
-            max_bytes=memo_bytes
+            max_bytes=memo_bytes // 4
+        )
+        # Model and image -> key of the embedding: a click neither fetches nor decodes again.
+        self._embedded: BoundedCache[tuple[str, ...], str] = BoundedCache(
+            max_bytes=_MAX_IMAGES, max_age=KEPT_SECONDS
         )
 
     def with_engines(self, engines: Engines) -> PredictionService:
@@ -316,7 +324,7 @@ class PredictionService:
             return self._box_starts.get_or_compute(
                 (image.key, engine.version, repr(box)),
                 lambda: start_in_box(engine, image, box),
-                size_of=lambda start: len(start.proposals) * image.height * image.width,
+                size_of=lambda start: start.showing().nbytes,
             )
         if beginning.region is not None:
             clicks = self._recorder.prompts_of(project, beginning.region.id)
@@ -402,7 +410,12 @@ class PredictionService:
                 f"The task has no image under {tags.data_key!r} in its data.",
                 remedy=f"The label config's image {tags.name!r} takes it from there; check both.",
             )
-        image = engine.embed(self._images.rgb(address, connection, task=task.id))
+        key = (engine.version, *self._images.key(address, connection, task=task.id))
+        known = self._embedded.get(key)
+        image = None if known is None else engine.find(known)
+        if image is None:
+            image = engine.embed(self._images.rgb(address, connection, task=task.id))
+            self._embedded.put(key, image.key, size=1)
         require_not_overtaken()
         return image
 

@@ -18,6 +18,7 @@ from lidiv_backend.learning.runs import RunCause, RunQueue
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.store import Failure, Store, StoredAnnotation
 from lidiv_backend.observing import observed_by
+from lidiv_backend.predictor import embedding_cache
 from lidiv_backend.server.background import BackgroundPool
 from lidiv_backend.server.connections import find_connection, find_options, image_source
 from lidiv_backend.server.engines import EngineRegistry, ProjectEngines
@@ -249,7 +250,8 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
     learning = LearningSettings.from_environment()
     store = Store(settings.database)
     registry = ModelRegistry(settings.state_folder, base=settings.preset)
-    promoted = PromotedModel(registry, SHARED, device=settings.device)
+    cache = embedding_cache(settings.embedding_bytes)
+    promoted = PromotedModel(registry, SHARED, device=settings.device, cache=cache)
     # What projects share that learn by themselves is the preset, to which nobody promotes.
     engines = EngineRegistry(
         promoted.load_any if learning.shared else promoted.load_preset,
@@ -262,10 +264,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         projects = ProjectEngines(
             engines,
             lambda project: PromotedModel(
-                registry,
-                channel_of(project),
-                device=settings.device,
-                share=1 / learning.engines,
+                registry, channel_of(project), device=settings.device, cache=cache
             ),
             wait_seconds=settings.load_seconds,
             limit=learning.engines,
@@ -290,7 +289,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         images=image_source(settings),
         recorder=CountedAnswers(store, metrics),
         background=background,
-        memo_bytes=settings.cache_bytes,
+        memo_bytes=settings.memo_bytes,
     )
     if engine is None:
         engines.start()

@@ -50,6 +50,6 @@ def image_source(settings: Settings) -> ImageSource:
             max_pixels=settings.max_pixels,
             total_seconds=settings.image_seconds,
         ),
-        cache_bytes=settings.cache_bytes,
+        cache_bytes=settings.image_bytes,
         ca_bundle=str(settings.ca_bundle) if settings.ca_bundle else None,
     )

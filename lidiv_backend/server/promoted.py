@@ -9,6 +9,7 @@ from lidiv_backend.errors import WeightsError
 from lidiv_backend.labelstudio.engine import Engine
 from lidiv_backend.learning.files import StorageError
 from lidiv_backend.learning.registry import BASE, ModelRegistry, UnknownVersionError
+from lidiv_backend.predictor import EmbeddingCache, Predictor
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,17 +25,22 @@ class PromotedModel:
         Whose pointer.
     device
         Where to compute; chosen if None.
-    share
-        Of the memory for embeddings, where several models are held side by side.
+    cache
+        Keeps embeddings, those of other models beside these; one of its own if None.
     """
 
     def __init__(
-        self, registry: ModelRegistry, channel: str, *, device: str | None, share: float = 1.0
+        self,
+        registry: ModelRegistry,
+        channel: str,
+        *,
+        device: str | None,
+        cache: EmbeddingCache | None = None,
     ) -> None:
         self._registry = registry
         self._channel = channel
         self._device = device
-        self._share = share
+        self._cache = cache
 
     def stamp(self) -> Hashable:
         """Tell cheaply whether the pointer is still the same."""
@@ -77,11 +83,6 @@ class PromotedModel:
         return self._predictor(BASE)
 
     def _predictor(self, version: str) -> Engine:
-        # Imported here, in the thread that loads: libraries of models take their time.
-        from lidiv_backend.predictor import CACHE_BYTES, Predictor
-
         return Predictor.from_pretrained(
-            self._registry.source(version),
-            device=self._device,
-            cache_bytes=int(CACHE_BYTES * self._share),
+            self._registry.source(version), device=self._device, cache=self._cache
         )

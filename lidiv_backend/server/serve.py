@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=9090, help="port to listen on (%(default)s)")
     parser.add_argument("--preset", help="default, paper, or a folder with weights")
     parser.add_argument("--device", help="cpu, cuda, ...; chosen if not given")
-    parser.add_argument("--threads", type=int, help="requests that are answered at once (16)")
+    parser.add_argument("--threads", type=int, help="requests that are answered at once (24)")
     parser.add_argument(
         "--workers", type=int, help="processes, each with a model of its own in memory (1)"
     )

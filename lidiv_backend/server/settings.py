@@ -23,12 +23,13 @@ variable                                what it says
 ``LIDIV_MAX_IMAGE_BYTES``               largest image file
 ``LIDIV_MAX_PIXELS``                    largest image
 ``LIDIV_IMAGE_SECONDS``                 how long fetching an image may take
-``LIDIV_CACHE_BYTES``                   memory for decoded images, and as much for proposals
+``LIDIV_CACHE_BYTES``                   memory for what a process keeps of images and clicks so that
+                                        the next click is fast; embeddings have most of it
 ``LIDIV_LOAD_SECONDS``                  how long a request waits for the model to be loaded
 ``LIDIV_CA_BUNDLE``                     certificates to trust, for an https of your own
 ``LIDIV_BIND``                          address and port to listen on; ``127.0.0.1:9090``
 ``LIDIV_WORKERS``                       processes, each with a model of its own in memory; 1
-``LIDIV_THREADS``                       requests that a process answers at once; 16. Clicks never
+``LIDIV_THREADS``                       requests that a process answers at once; 24. Clicks never
                                         take the last of them
 ``LIDIV_COMPUTATIONS``                  passes through the networks that a process makes at once;
                                         2. Embedding an image never takes the last of them
@@ -132,12 +133,12 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(default=200_000_000, gt=0)
     max_pixels: int = Field(default=MAX_PIXELS, gt=0)
     image_seconds: float = Field(default=60.0, gt=0)
-    cache_bytes: int = Field(default=256_000_000, ge=0)
+    cache_bytes: int = Field(default=640_000_000, ge=0)
     load_seconds: float = Field(default=60.0, ge=0)
     ca_bundle: Path | None = None
     bind: str = "127.0.0.1:9090"
     workers: int = Field(default=1, gt=0)
-    threads: int = Field(default=16, gt=RESERVED_THREADS)
+    threads: int = Field(default=24, gt=RESERVED_THREADS)
     computations: int = Field(default=2, gt=0)
     requests_per_second: float = Field(default=100.0, ge=0)
     proxies: int = Field(default=0, ge=0)
@@ -212,6 +213,21 @@ class Settings(BaseSettings):
     def state_folder(self) -> Path:
         """The state folder, absolute."""
         return self.state.expanduser().absolute()
+
+    @property
+    def embedding_bytes(self) -> int:
+        """What of `cache_bytes` embeddings may take; of all models together."""
+        return self.cache_bytes * 11 // 16
+
+    @property
+    def image_bytes(self) -> int:
+        """What of it decoded images may take."""
+        return self.cache_bytes // 16
+
+    @property
+    def memo_bytes(self) -> int:
+        """What of it proposals may take."""
+        return self.cache_bytes // 4
 
     @property
     def database(self) -> str:

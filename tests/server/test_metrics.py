@@ -81,7 +81,7 @@ def test_stages_and_caches(app: Flask) -> None:
         )
         return hits, misses
 
-    assert asked("images") == (2, 1)
+    assert asked("images") == (0, 1)
     assert asked("proposals") == (1, 2)
 
 
