@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import sys
 import time
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lidiv_backend.clicks import Click
+from lidiv_backend.devices import machine
 from lidiv_backend.measured import insert_measured
 from lidiv_backend.predictor import ImageEmbedding, Predictor
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
                         )
                     )
                     bar.update()
-    text = f"{machine()}, torch {torch.__version__}:\n\n{as_markdown(timings)}"
+    text = f"{machine()}:\n\n{as_markdown(timings)}"
     print(text)
     if args.insert:
         words = " ".join(f"--preset {preset}" for preset in presets)
@@ -207,16 +207,3 @@ def _click(rng: np.random.Generator, width: int, height: int) -> Click:
         y=float(rng.uniform(0, height - 1)),
         positive=bool(rng.random() < 0.7),
     )
-
-
-def machine() -> str:
-    """Name the processor, and how many threads torch uses."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {torch.get_num_threads()} threads"

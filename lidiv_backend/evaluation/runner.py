@@ -7,7 +7,6 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import signal
 import time
 import traceback
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lidiv_backend.devices import machine
 from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.evaluation.datasets import open_data_set
 from lidiv_backend.evaluation.methods import MethodSpec, describe, load_method, version_of
@@ -189,16 +189,8 @@ def _describe_method(spec: MethodSpec) -> MethodEntry:
         longest_side=spec.longest_side,
         version=version_of(method),
         about=describe(method),
-        machine=_machine(),
+        machine=machine(),
     )
-
-
-def _machine() -> str:
-    """Name what the times depend on."""
-    name = platform.processor() or platform.machine()
-    if torch.cuda.is_available():
-        name += f", {torch.cuda.get_device_name()}"
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def choose_images(length: int, limit: int | None) -> list[int]:

@@ -220,7 +220,7 @@ def _is_number(value: object) -> bool:
 
 def as_markdown(args: argparse.Namespace, measured: Measured) -> str:
     """Make the tables and sentences that a run is told by."""
-    from lidiv_backend.benchmark import machine
+    from lidiv_backend.devices import machine
 
     # What came while the annotators were leaving belongs to no step.
     events = [event for event in measured.events if event.at < args.seconds]
