@@ -1,8 +1,9 @@
 """What an interaction begins with: nothing, a rectangle, or a region that was accepted before.
 
 Label Studio sends points without the rectangles that were drawn before them, so the rectangles that
-wait for an answer are remembered here. What an interaction began with is decided at its first click
-and kept: a draft that is saved in its middle must not change it.
+wait for an answer are remembered. What an interaction began with is decided at its first click and
+kept: a draft that is saved in its middle must not change it. Both are kept where every process and
+replica finds them, since the next click may come to another one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -23,9 +25,9 @@ from lidiv_backend.labelstudio.requests import Task
 from lidiv_backend.labelstudio.results import PlacedClick, Prompt, SavedRegion, find_saved_region
 from lidiv_backend.predictor import Proposal
 
-#: Seconds after which a rectangle that was not touched is forgotten.
-BOX_SECONDS = 600.0
-_MAX_PLACES = 10_000
+#: Seconds after which a rectangle that was not touched is forgotten, and what an interaction began
+#: with.
+BOX_SECONDS, BEGUN_SECONDS = 600.0, 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,24 +68,62 @@ class Beginning:
     region: SavedRegion | None = None
 
 
-class Beginnings:
-    """Remembers rectangles and what interactions began with; for many threads.
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What is kept of a beginning.
 
     Parameters
     ----------
-    max_bytes
-        What may be remembered of accepted regions.
+    box, others
+        As in `Beginning`.
+    region
+        Id of the accepted region, or empty.
     """
 
-    def __init__(self, *, max_bytes: int) -> None:
-        self._boxes: BoundedCache[tuple[str, int | None], tuple[Prompt, ...]] = BoundedCache(
-            max_bytes=_MAX_PLACES, max_age=BOX_SECONDS
-        )
+    box: Prompt | None = None
+    others: tuple[Prompt, ...] = ()
+    region: str = ""
+
+
+class Keeper(Protocol):
+    """Keeps rectangles and beginnings where all processes and replicas see them."""
+
+    def keep_boxes(self, project: str, task: int | None, boxes: tuple[Prompt, ...]) -> None:
+        """Keep the rectangles of an annotator, instead of those that this one had before.
+
+        Label Studio does not say whose they are. But it sends all of an annotator's each time, so
+        that what has a rectangle in common is the same annotator's. None at all were taken away by
+        whoever had some, if that is clear.
+        """
+
+    def waiting_boxes(self, project: str, task: int | None) -> tuple[tuple[Prompt, ...], ...]:
+        """Give the rectangles of a task that are not forgotten yet, each annotator's apart."""
+
+    def keep_begun(self, key: InteractionKey, begun: Begun) -> Begun:
+        """Keep a beginning, and give the one that counts: somebody else's, who came before."""
+
+    def begun(self, key: InteractionKey) -> Begun | None:
+        """Give what an interaction began with; None if it is new."""
+
+
+class Beginnings:
+    """Knows what interactions began with; for many threads.
+
+    Parameters
+    ----------
+    keeper
+        What all processes have in common.
+    max_bytes
+        What may be remembered here of accepted regions.
+    """
+
+    def __init__(self, keeper: Keeper, *, max_bytes: int) -> None:
+        self._keeper = keeper
         self._begun: BoundedCache[InteractionKey, Beginning] = BoundedCache(max_bytes=max_bytes)
 
     def keep_boxes(self, project: str, task: Task, boxes: tuple[Prompt, ...]) -> None:
-        """Remember the rectangles that a task has now; none where they were taken away."""
-        self._boxes.put((project, task.id), boxes, size=1)
+        """Remember the rectangles that an annotator has now; none where they were taken away."""
+        self._keeper.keep_boxes(project, task.id, boxes)
 
     def of(
         self,
@@ -114,9 +154,35 @@ class Beginnings:
             return Beginning()
         return self._begun.get_or_compute(
             key,
-            lambda: self._find(key, task, prompt, options, height=height, width=width),
+            lambda: self._recall(key, task, prompt, options, height=height, width=width),
             size_of=lambda found: 1000 if found.region is None else 1000 + found.region.mask.nbytes,
         )
+
+    def _recall(
+        self,
+        key: InteractionKey,
+        task: Task,
+        prompt: Prompt,
+        options: ProjectOptions,
+        *,
+        height: int,
+        width: int,
+    ) -> Beginning:
+        begun = self._keeper.begun(key)
+        if begun is None:
+            found = self._find(key, task, prompt, options, height=height, width=width)
+            mine = Begun(
+                box=found.box,
+                others=found.others,
+                region="" if found.region is None else found.region.id,
+            )
+            begun = self._keeper.keep_begun(key, mine)
+            if begun == mine:
+                return found
+        region = None
+        if begun.region:
+            region = find_saved_region(task, prompt, height=height, width=width, id=begun.region)
+        return Beginning(box=begun.box, others=begun.others, region=region)
 
     def _find(
         self,
@@ -128,23 +194,22 @@ class Beginnings:
         height: int,
         width: int,
     ) -> Beginning:
-        size = {"height": height, "width": width}
         if options.rectangles:
+            size = {"height": height, "width": width}
             click = prompt.clicks[0].in_pixels(**size)
-            waiting = self._boxes.get((key.project, key.task)) or ()
             around = [
-                (each.box.in_pixels(**size).area, number)
-                for number, each in enumerate(waiting)
+                (each.box.in_pixels(**size).area, group, number)
+                for group in self._keeper.waiting_boxes(key.project, key.task)
+                for number, each in enumerate(group)
                 if each.box is not None
                 and each.target == prompt.target
                 and each.box.in_pixels(**size).contains(click.x, click.y)
             ]
             if around:
-                _, number = min(around)
-                others = (*waiting[:number], *waiting[number + 1 :])
-                return Beginning(box=waiting[number], others=others)
+                _, group, number = min(around, key=lambda found: found[0])
+                return Beginning(box=group[number], others=(*group[:number], *group[number + 1 :]))
         if options.refine_accepted:
-            return Beginning(region=find_saved_region(task, prompt, **size))
+            return Beginning(region=find_saved_region(task, prompt, height=height, width=width))
         return Beginning()
 
 

@@ -215,9 +215,15 @@ def read_boxes(results: Iterable[Result], config: LabelConfig) -> tuple[Prompt, 
 
 
 def find_saved_region(
-    task: Task, prompt: Prompt, *, height: int, width: int, limit: int = 100
+    task: Task,
+    prompt: Prompt,
+    *,
+    height: int,
+    width: int,
+    id: str | None = None,
+    limit: int = 100,
 ) -> SavedRegion | None:
-    """Find the accepted region that a prompt's first click lies in.
+    """Find the accepted region that a prompt's first click lies in, or the one with an id.
 
     Parameters
     ----------
@@ -227,6 +233,8 @@ def find_saved_region(
         At least one click; the region has its image tag and its label.
     height, width
         Of the image, in pixels; regions of another size are left out.
+    id
+        Of the region that is meant, whatever was clicked.
     limit
         At most so many regions are looked at, the topmost first: each is decoded.
 
@@ -247,6 +255,7 @@ def find_saved_region(
                     and result.to_name == prompt.target.to_name
                     and labels.get(result.id) == prompt.target.label
                     and (result.original_height, result.original_width) == (height, width)
+                    and (id is None or result.id == id)
                 )
                 if not fits:
                     continue
@@ -257,7 +266,7 @@ def find_saved_region(
                     mask = decode_mask(result.value.rle, height=height, width=width)
                 except BadRegionError:
                     continue
-                if mask[row, column]:
+                if id is not None or mask[row, column]:
                     label = prompt.target.label
                     return SavedRegion(
                         id=result.id,

@@ -14,6 +14,7 @@ from lidiv_backend.labelstudio.beginnings import (
     Beginning,
     Beginnings,
     InteractionKey,
+    Keeper,
     start_from_region,
 )
 from lidiv_backend.labelstudio.boxes import start_in_box
@@ -124,6 +125,8 @@ class PredictionService:
         Fetches the tasks' images.
     recorder
         Keeps what was answered.
+    keeper
+        Keeps rectangles, and what interactions began with.
     background
         Embeds the images of tasks that nobody has clicked on yet.
     memo_bytes
@@ -137,6 +140,7 @@ class PredictionService:
         engines: Engines,
         images: ImageSource,
         recorder: Recorder,
+        keeper: Keeper,
         background: Background,
         memo_bytes: int = 160_000_000,
     ) -> None:
@@ -146,7 +150,7 @@ class PredictionService:
         self._background = background
         self._latest = LatestClicks()
         self._interactions = Interactions(max_bytes=memo_bytes // 2)
-        self._beginnings = Beginnings(max_bytes=memo_bytes // 4)
+        self._beginnings = Beginnings(keeper, max_bytes=memo_bytes // 4)
         self._box_starts: BoundedCache[tuple[str, str, str], Start] = BoundedCache(
             max_bytes=memo_bytes // 4
         )

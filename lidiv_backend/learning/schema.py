@@ -108,6 +108,32 @@ class InteractionRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class WaitingBoxesRow(Base):
+    """The rectangles that an annotator has on a task, and that wait for clicks."""
+
+    __tablename__ = "waiting_boxes"
+    __table_args__ = (Index("ix_waiting_boxes_place", "project", "task"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    task: Mapped[int | None] = mapped_column(BigInteger)
+    #: `lidiv_backend.labelstudio.results.Prompt`, as JSON.
+    boxes: Mapped[list[Any]]
+    placed_at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+
+class BeginningRow(Base):
+    """What an interaction began with: a rectangle, or an accepted region."""
+
+    __tablename__ = "beginnings"
+
+    #: Digest of the project, the task and the first click.
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: ``{"box", "others", "region"}``: rectangles, and the region's id or nothing.
+    content: Mapped[dict[str, Any]]
+    begun_at: Mapped[datetime] = mapped_column(default=now, index=True)
+
+
 class AnnotationRow(Base):
     """An annotation as Label Studio last told of it."""
 

@@ -13,6 +13,7 @@ from lidiv_backend.labelstudio.images import Connection
 from lidiv_backend.labelstudio.options import ExtraParamsError, read_options
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, WebhookEvent, parse
 from lidiv_backend.labelstudio.service import PredictionService
+from lidiv_backend.learning.recording import BeginningLog
 from lidiv_backend.learning.registry import SHARED, ModelRegistry, channel_of
 from lidiv_backend.learning.runs import RunCause, RunQueue
 from lidiv_backend.learning.settings import LearningSettings
@@ -288,6 +289,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         engines=engines,
         images=image_source(settings),
         recorder=CountedAnswers(store, metrics),
+        keeper=BeginningLog(store),
         background=background,
         memo_bytes=settings.memo_bytes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,33 @@ def test_rectangles_that_are_gone_are_forgotten(app: Flask, engine: FakeEngine) 
     assert engine.calls[-1][1] is None
 
 
+def test_a_rectangle_is_known_to_every_replica(
+    make_app: Callable[..., Flask], engine: FakeEngine
+) -> None:
+    one, another = (make_app().test_client() for _ in range(2))
+    ask_for(one, rectangles=True)
+    (before,) = answer(one, with_context(RECTANGLE, *box(30, 30, 40, 40, id="box")))
+    remove = click(50, 50, id="no", positive=False)
+    (after,) = answer(another, with_context(RECTANGLE, *remove))
+    np.testing.assert_array_equal(engine.calls[-1][1], mask_of(before))
+    # What it began with, too: meanwhile somebody else has drawn a smaller one there.
+    answer(another, with_context(RECTANGLE, *box(45, 45, 10, 10, id="small")))
+    again = make_app().test_client()
+    assert answer(again, with_context(RECTANGLE, *remove)) == [after]
+
+
+def test_two_annotators_on_one_task_keep_their_rectangles(app: Flask, engine: FakeEngine) -> None:
+    client = app.test_client()
+    ask_for(client, rectangles=True)
+    (mine,) = answer(client, with_context(RECTANGLE, *box(5, 5, 30, 30, id="mine")))
+    (yours,) = answer(client, with_context(RECTANGLE, *box(60, 60, 30, 30, id="yours")))
+    # Refining one of them does not show the other's mask.
+    for place, before, name in ((20, mine, "a"), (75, yours, "b")):
+        point = click(place, place, id=name, positive=False)
+        (_,) = answer(client, with_context(RECTANGLE, *point))
+        np.testing.assert_array_equal(engine.calls[-1][1], mask_of(before))
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -242,6 +270,26 @@ def test_what_an_interaction_began_with_stays(app: Flask, engine: FakeEngine) ->
     # The draft with the region under the first click is only saved now.
     drafts = [{"result": [brush(ACCEPTED, id="late")]}]
     answer(client, with_context(CLICKS, *first, *second, drafts=drafts))
+    assert len(engine.calls[-1][0]) == 2
+
+
+def test_what_an_interaction_began_with_is_known_to_every_replica(
+    make_app: Callable[..., Flask], engine: FakeEngine
+) -> None:
+    one, another = (make_app().test_client() for _ in range(2))
+    ask_for(one, refine_accepted=True)
+    first, second = click(60, 50, id="a", positive=False), click(70, 50, id="b")
+    drafts = [{"result": [brush(ACCEPTED, id="early")]}]
+    answer(one, with_context(CLICKS, *first, drafts=drafts))
+    # Another one lies on top by now.
+    drafts[0]["result"].append(brush(disk_mask(512, 512, 255, 255, 60), id="late"))
+    answer(another, with_context(CLICKS, *first, *second, drafts=drafts))
+    (clicks, previous), (_, began) = engine.calls[-1], engine.calls[-2]
+    assert [len(clicks), began.sum()] == [3, ACCEPTED.sum()]  # type: ignore[union-attr]
+    assert previous is not None
+    # Once it is gone, there is nothing to begin with.
+    third = make_app().test_client()
+    answer(third, with_context(CLICKS, *first, *second))
     assert len(engine.calls[-1][0]) == 2
 
 
