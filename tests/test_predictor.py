@@ -20,7 +20,8 @@ from lidiv_backend.devices import choose_device
 from lidiv_backend.errors import BadClickError, BadImageError, BadRequestError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.predictor import Logits, Predictor, Proposal, embedding_cache
+from lidiv_backend.predictor import EmbeddingCaches, Logits, Predictor, Proposal
+from lidiv_backend.zoom import Window
 from tests import tiny
 
 SMALL = InferenceConfig(longest_side=64, max_pixels=None, merge_iou=0.9)
@@ -77,7 +78,8 @@ class TestProposals:
 
     def test_a_mask_that_was_asked_for_is_kept_in_an_eighth_of_its_size(self) -> None:
         values = tiny.photo(60, 80).astype(np.float32)[..., 0] - 128
-        proposal = Proposal(mask=Logits(values, height=600, width=799), score=0.5, head=0)
+        whole = Window(left=0, top=0, width=799, height=600)
+        proposal = Proposal(mask=Logits(values, whole, height=600, width=799), score=0.5, head=0)
         assert proposal.nbytes == 600 * 799 // 8
         first = proposal.mask
         enlarged = cv2.resize(values, (799, 600), interpolation=cv2.INTER_LINEAR)
@@ -88,9 +90,17 @@ class TestProposals:
         np.testing.assert_array_equal(proposal.mask, enlarged > 0)
         assert proposal.mask.dtype == np.bool_
 
+    def test_there_is_nothing_outside_of_a_window(self) -> None:
+        window = Window(left=10, top=20, width=30, height=15)
+        logits = Logits(np.ones((5, 10), np.float32), window, height=60, width=80)
+        mask = Proposal(mask=logits, score=0.5, head=0).mask
+        assert mask.shape == (60, 80)
+        assert mask.sum() == mask[20:35, 10:40].sum() == 30 * 15
+
     def test_a_proposal_does_not_hold_on_to_what_it_was_cut_from(self) -> None:
         heads = np.ones((6, 60, 80), np.float32)
-        proposal = Proposal(mask=Logits(heads[2], height=60, width=80), score=0.5, head=2)
+        window = Window(left=0, top=0, width=80, height=60)
+        proposal = Proposal(mask=Logits(heads[2], window, height=60, width=80), score=0.5, head=2)
         assert proposal.nbytes == heads[2].nbytes
         heads[2] = -1
         assert proposal.mask.all()
@@ -354,8 +364,8 @@ class TestEmbedding:
         predictor = tiny.predictor(tiny.description(), cache_bytes=3 * one + one // 2)
         for seed in range(6):
             predictor.embed(tiny.photo(30, 40, seed=seed))
-            assert predictor._embeddings.size <= 3 * one + one // 2
-        assert len(predictor._embeddings) == 3
+            assert predictor._caches.images.size <= 3 * one + one // 2
+        assert len(predictor._caches.images) == 3
 
     def test_what_is_kept_is_found_by_its_key(self) -> None:
         one = tiny.predictor(tiny.description()).embed(tiny.photo(30, 40)).nbytes
@@ -371,15 +381,15 @@ class TestEmbedding:
         rgb, clicks = tiny.photo(30, 40), CLICKS[:1]
         alone = [tiny.predictor(tiny.description(), seed=seed) for seed in range(2)]
         one = alone[0].embed(rgb).nbytes
-        cache = embedding_cache(3 * one)
-        together = [tiny.predictor(tiny.description(), seed=s, cache=cache) for s in range(2)]
+        caches = EmbeddingCaches.of(3 * one)
+        together = [tiny.predictor(tiny.description(), seed=s, caches=caches) for s in range(2)]
         for predictor, other in zip(together, alone, strict=True):
             found = predictor.predict(predictor.embed(rgb), clicks)
             assert same(found, other.predict(other.embed(rgb), clicks))
-        assert len(cache) == 2
+        assert len(caches.images) == 2
         for seed in range(1, 4):
             together[0].embed(tiny.photo(30, 40, seed=seed))
-        assert cache.size <= 3 * one
+        assert caches.images.size <= 3 * one
 
     def test_without_a_cache_it_still_works(self) -> None:
         predictor = tiny.predictor(tiny.description(), cache_bytes=0)

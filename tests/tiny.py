@@ -15,7 +15,7 @@ from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import PromptChannels
 from lidiv_backend.networks.proposal import ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
-from lidiv_backend.predictor import CACHE_BYTES, EmbeddingCache, Predictor
+from lidiv_backend.predictor import CACHE_BYTES, EmbeddingCaches, Predictor
 from lidiv_backend.records import AnnotatedImage, ObjectMask
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def predictor(
     *,
     seed: int = 0,
     cache_bytes: int = CACHE_BYTES,
-    cache: EmbeddingCache | None = None,
+    caches: EmbeddingCaches | None = None,
     **options: str,
 ) -> Predictor:
     """A predictor on the CPU with random weights."""
@@ -75,7 +75,7 @@ def predictor(
         torch.manual_seed(seed)
         encoder = build_encoder(about.proposal.encoder, pretrained=False)
     made = model(about, seed=seed)
-    return Predictor(made, encoder, device=CPU, cache_bytes=cache_bytes, cache=cache, **options)
+    return Predictor(made, encoder, device=CPU, cache_bytes=cache_bytes, caches=caches, **options)
 
 
 def saved(folder: Path, about: ModelDescription | None = None, *, seed: int = 0) -> Path:

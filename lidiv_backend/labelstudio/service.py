@@ -43,6 +43,8 @@ from lidiv_backend.turns import LatestClicks, OvertakenError, require_not_overta
 
 # Of so many images is known which embedding is theirs.
 _MAX_IMAGES = 10_000
+# So many interactions are got ready for.
+_MAX_AWAITED = 64
 
 #: Told of a task that failed while others went on, or in the background.
 FailureReport = Callable[[Exception, int | None], None]
@@ -153,6 +155,10 @@ class PredictionService:
         self._beginnings = Beginnings(keeper, max_bytes=memo_bytes // 4)
         self._box_starts: BoundedCache[tuple[str, str, str], Start] = BoundedCache(
             max_bytes=memo_bytes // 4
+        )
+        # What shows, for what gets ready for the next click.
+        self._awaited: BoundedCache[InteractionKey, Showing] = BoundedCache(
+            max_bytes=_MAX_AWAITED, max_age=KEPT_SECONDS
         )
         # Model and image -> key of the embedding: a click neither fetches nor decodes again.
         self._embedded: BoundedCache[tuple[str, ...], str] = BoundedCache(
@@ -266,7 +272,7 @@ class PredictionService:
             boxes = beginning.others
             start = self._start(engine, project, image, beginning)
             solved = [self._follow(engine, image, prompt, start)]
-            self._get_ready(engine, image, solved[0].showing)
+            self._get_ready(engine, image, key, solved[0].showing)
         else:
             engine = self._engines.current()
             image = self._embed(engine, task, config.image(boxes[0].target.to_name), connection)
@@ -287,11 +293,19 @@ class PredictionService:
             regions.append(self._region(engine, key, each, interactive=True, beside=is_beside))
         return Prediction(model_version=engine.version, regions=tuple(regions))
 
-    def _get_ready(self, engine: Engine, image: Any, showing: Showing) -> None:
+    def _get_ready(self, engine: Engine, image: Any, key: InteractionKey, showing: Showing) -> None:
         """Prepare for the next click while the annotator looks at the mask."""
         shown = showing.shown
-        if shown is not None:
-            self._background.submit(lambda: engine.prepare(image, showing.prompts, shown.mask))
+        if shown is None:
+            return
+        self._awaited.put(key, showing, size=1)
+
+        def prepare() -> None:
+            # It may have waited until the next click was there.
+            if self._awaited.get(key) is showing:
+                engine.prepare(image, showing.prompts, shown.mask)
+
+        self._background.submit(prepare)
 
     def _overlay(
         self,

@@ -19,7 +19,7 @@ from lidiv_backend.learning.runs import RunCause, RunQueue
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.store import Failure, Store, StoredAnnotation
 from lidiv_backend.observing import observed_by
-from lidiv_backend.predictor import embedding_cache
+from lidiv_backend.predictor import EmbeddingCaches
 from lidiv_backend.server.background import BackgroundPool
 from lidiv_backend.server.connections import find_connection, find_options, image_source
 from lidiv_backend.server.engines import EngineRegistry, ProjectEngines
@@ -251,8 +251,8 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
     learning = LearningSettings.from_environment()
     store = Store(settings.database)
     registry = ModelRegistry(settings.state_folder, base=settings.preset)
-    cache = embedding_cache(settings.embedding_bytes)
-    promoted = PromotedModel(registry, SHARED, device=settings.device, cache=cache)
+    caches = EmbeddingCaches.of(settings.embedding_bytes, settings.window_bytes)
+    promoted = PromotedModel(registry, SHARED, device=settings.device, caches=caches)
     # What projects share that learn by themselves is the preset, to which nobody promotes.
     engines = EngineRegistry(
         promoted.load_any if learning.shared else promoted.load_preset,
@@ -265,7 +265,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         projects = ProjectEngines(
             engines,
             lambda project: PromotedModel(
-                registry, channel_of(project), device=settings.device, cache=cache
+                registry, channel_of(project), device=settings.device, caches=caches
             ),
             wait_seconds=settings.load_seconds,
             limit=learning.engines,

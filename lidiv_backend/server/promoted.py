@@ -9,7 +9,7 @@ from lidiv_backend.errors import WeightsError
 from lidiv_backend.labelstudio.engine import Engine
 from lidiv_backend.learning.files import StorageError
 from lidiv_backend.learning.registry import BASE, ModelRegistry, UnknownVersionError
-from lidiv_backend.predictor import EmbeddingCache, Predictor
+from lidiv_backend.predictor import EmbeddingCaches, Predictor
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ class PromotedModel:
         Whose pointer.
     device
         Where to compute; chosen if None.
-    cache
-        Keeps embeddings, those of other models beside these; one of its own if None.
+    caches
+        Keep embeddings, those of other models beside these; its own if None.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class PromotedModel:
         channel: str,
         *,
         device: str | None,
-        cache: EmbeddingCache | None = None,
+        caches: EmbeddingCaches | None = None,
     ) -> None:
         self._registry = registry
         self._channel = channel
         self._device = device
-        self._cache = cache
+        self._caches = caches
 
     def stamp(self) -> Hashable:
         """Tell cheaply whether the pointer is still the same."""
@@ -84,5 +84,5 @@ class PromotedModel:
 
     def _predictor(self, version: str) -> Engine:
         return Predictor.from_pretrained(
-            self._registry.source(version), device=self._device, cache=self._cache
+            self._registry.source(version), device=self._device, caches=self._caches
         )

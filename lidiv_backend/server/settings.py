@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(default=200_000_000, gt=0)
     max_pixels: int = Field(default=MAX_PIXELS, gt=0)
     image_seconds: float = Field(default=60.0, gt=0)
-    cache_bytes: int = Field(default=640_000_000, ge=0)
+    cache_bytes: int = Field(default=768_000_000, ge=0)
     load_seconds: float = Field(default=60.0, ge=0)
     ca_bundle: Path | None = None
     bind: str = "127.0.0.1:9090"
@@ -217,7 +217,12 @@ class Settings(BaseSettings):
     @property
     def embedding_bytes(self) -> int:
         """What of `cache_bytes` embeddings may take; of all models together."""
-        return self.cache_bytes * 11 // 16
+        return self.cache_bytes * 9 // 16
+
+    @property
+    def window_bytes(self) -> int:
+        """What of it embedded parts of images may take."""
+        return self.cache_bytes * 3 // 16
 
     @property
     def image_bytes(self) -> int:
@@ -227,7 +232,7 @@ class Settings(BaseSettings):
     @property
     def memo_bytes(self) -> int:
         """What of it proposals may take."""
-        return self.cache_bytes // 4
+        return self.cache_bytes * 3 // 16
 
     @property
     def database(self) -> str:
