@@ -37,7 +37,7 @@ _PIECE, _EDGE = 0.85, 1.5
 # Two masks of this IoU are one.
 _SAME = 0.5
 # Share of the photograph that a pasted object takes, and how many of them there are.
-_PASTED_SHARES = (0.015, 0.12)
+_PASTED_SHARES = (0.015, 0.3)
 _PASTED_OBJECTS = 3
 _PLACES = 50
 

@@ -48,7 +48,11 @@ _TOLD = ("images", "objects", "held_back", "measured", "timed", "benchmark", "se
 TEXTURES = "textures"
 #: `--quick`: enough to see that everything works, not what it is worth.
 _QUICK = {"images": 6, "held_back": 3, "objects": 2, "measured": 1, "timed": 2, "benchmark": ""}
-_QUICK_ENVIRONMENT = {"LIDIV_LEARN_STEPS": "4", "LIDIV_LEARN_GATE_OBJECTS": "1"}
+_QUICK_ENVIRONMENT = {
+    "LIDIV_LEARN_STEPS": "4",
+    "LIDIV_LEARN_GATE_IMAGES": "4",
+    "LIDIV_LEARN_GATE_OBJECTS": "1",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -141,7 +141,9 @@ def annotate(
         for task in annotator.tasks(connection.project_id)
     }
     timer = _timer(annotator, tasks, images, timed)
-    before = () if done else timer.run()
+    # Not beside the training that the last annotation sets off.
+    is_over = all(task.total_annotations for task in tasks.values())
+    before = () if is_over else timer.run()
     for index in tqdm(range(len(images)), desc="annotating", unit="image"):
         name = images.file_name(index)
         task = _task_of(tasks, name)
