@@ -17,15 +17,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from lidiv_backend.clicks import Click
-from lidiv_backend.errors import DataError, LidivError
 from lidiv_backend.evaluation.measures import (
     Interval,
     bootstrap_mean,
@@ -36,13 +32,10 @@ from lidiv_backend.evaluation.protocols import (
     ClickProtocol,
     Method,
     ProtocolSettings,
-    intersection_over_union,
 )
 from lidiv_backend.evaluation.results import Result
 from lidiv_backend.evaluation.runner import choose_images, measure
-from lidiv_backend.images import read_rgb
-from lidiv_backend.photos import write_photos
-from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
+from lidiv_backend.records import AnnotatedImage, ImageSet
 
 #: IoU at which clicks are counted.
 TARGET = 0.85
@@ -54,10 +47,6 @@ _SETTINGS = ProtocolSettings(protocol=ClickProtocol.CENTRE, stop_at=TARGET, acti
 # After so many clicks it is asked whether masks fit their images.
 _FIT_CLICKS = 3
 _FIT_SETTINGS = replace(_SETTINGS, max_clicks=_FIT_CLICKS)
-# Masks of the model itself: where it is clicked, in parts of height and width.
-_GRID = (0.25, 0.5, 0.75)
-# Smaller ones are noise, larger ones the background.
-_SHARES = (0.005, 0.6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,89 +374,6 @@ class _Limited:
             image.objects, key=lambda item: hashlib.sha256(item.name.encode()).hexdigest()
         )
         return replace(image, objects=tuple(order[: self._objects]))
-
-
-class OwnMasks:
-    """Photographs with what a model makes of them; an `ImageSet`.
-
-    Where a lab has no base set, a candidate can at least be asked whether it still sees what the
-    preset sees.
-
-    Parameters
-    ----------
-    method
-        The preset.
-    photos
-        Files of photographs.
-    """
-
-    def __init__(self, method: Method, photos: Sequence[Path]) -> None:
-        self.name = "photographs"
-        self._method = method
-        self._photos = tuple(photos)
-        self._known: dict[int, AnnotatedImage] = {}
-
-    def __len__(self) -> int:
-        return len(self._photos)
-
-    def __getitem__(self, index: int) -> AnnotatedImage:
-        if index not in self._known:
-            self._known[index] = self._made(self._photos[index])
-        return self._known[index]
-
-    def _made(self, path: Path) -> AnnotatedImage:
-        rgb = read_rgb(path)
-        height, width = rgb.shape[:2]
-        embedding = self._method.embed(rgb)
-        found: list[NDArray[np.bool_]] = []
-        for y in _GRID:
-            for x in _GRID:
-                click = Click(x=x * (width - 1), y=y * (height - 1), positive=True)
-                mask = self._method.predict(embedding, [click])[0].mask
-                share = np.count_nonzero(mask) / mask.size
-                known = any(intersection_over_union(mask, other) > 0.5 for other in found)
-                if _SHARES[0] <= share <= _SHARES[1] and not known:
-                    found.append(mask)
-        if not found:
-            raise DataError(f"The model finds nothing in {path.name}.")
-        objects = tuple(
-            ObjectMask(name=f"{path.stem} {number}", mask=mask)
-            for number, mask in enumerate(found, start=1)
-        )
-        return AnnotatedImage(name=path.stem, rgb=rgb, objects=objects)
-
-
-def photographs(preset: Method, folder: Path) -> tuple[BaseSet, ImageSet | None]:
-    """Make a base set of photographs from installed packages and the preset's own masks.
-
-    Parameters
-    ----------
-    preset
-        The model that LiDiv came with.
-    folder
-        Where the photographs are put.
-
-    Returns
-    -------
-    BaseSet
-        One half of them, for the gate.
-    ImageSet or None
-        The other half, to be replayed in training; the gate never asks about these.
-    """
-    try:
-        photos = write_photos(folder)
-    except LidivError as error:
-        nothing = BaseSet(
-            images=None,
-            about="Whether it forgot anything was not measured: LIDIV_BASE_DATA is not set, and "
-            f"there are no photographs ({error.message.rstrip('.')})",
-        )
-        return nothing, None
-    asked = BaseSet(
-        images=OwnMasks(preset, photos[1::2]),
-        about="photographs with the preset's own masks (LIDIV_BASE_DATA is not set)",
-    )
-    return asked, OwnMasks(preset, photos[::2])
 
 
 def _count(comparison: Comparison) -> str:

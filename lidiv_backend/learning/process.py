@@ -181,6 +181,7 @@ def _work(folder: Path, job: Job) -> Outcome:
     from lidiv_backend.learning import gate
     from lidiv_backend.learning.examples import draw_examples
     from lidiv_backend.learning.finetune import TuningData, finetune
+    from lidiv_backend.learning.photographs import photographs
     from lidiv_backend.learning.snapshot import SnapshotSet, read_snapshot
     from lidiv_backend.learning.vault import Vault
     from lidiv_backend.model import load_model
@@ -204,7 +205,7 @@ def _work(folder: Path, job: Job) -> Outcome:
         replayed = open_image_set(spec, split="train")
     else:
         preset = Predictor.from_pretrained(job.base, device=device)
-        base, replayed = gate.photographs(preset, folder / "photographs")
+        base, replayed = photographs(preset, folder / "photographs", images=settings.gate_images)
     data = TuningData(snapshot=snapshot, earlier=earlier, vault=vault, base=replayed)
     clock = _Clock()
     weights = finetune(

@@ -239,13 +239,20 @@ class ModelRegistry:
             self._point(channel, version, (now.version, *now.history))
         return True
 
-    def rollback(self, channel: str) -> str:
+    def rollback(self, channel: str, *, expected: str | None = None) -> str | None:
         """Put the version before in use again.
+
+        Parameters
+        ----------
+        channel
+            Where.
+        expected
+            Only if this is what is in use now; None for in any case.
 
         Returns
         -------
-        str
-            What is in use now.
+        str or None
+            What is in use now; None if that is something else than `expected`, and stays so.
 
         Raises
         ------
@@ -254,6 +261,8 @@ class ModelRegistry:
         """
         with self.locked():
             now = self.pointer(channel)
+            if expected is not None and now.version != expected:
+                return None
             for place, version in enumerate(now.history):
                 if self._is_usable(version):
                     self._point(channel, version, now.history[place + 1 :])

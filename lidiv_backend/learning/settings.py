@@ -18,7 +18,7 @@ variable                                what it says
 ``LIDIV_LEARN_RATE``                    learning rate; 1.5e-3
 ``LIDIV_LEARN_ANCHOR``                  weight of the penalty for leaving the base weights; 1e-4
 ``LIDIV_LEARN_BLEND``                   how far the weights go from the base weights to those that
-                                        training came to, 0 to 1; 0.25
+                                        training came to, 0 to 1; 0.3
 ``LIDIV_LEARN_HOLDOUT``                 share of the images that is held out; 0.25
 ``LIDIV_LEARN_THREADS``                 CPU threads of a run; half of the cores
 ``LIDIV_LEARN_NICE``                    how far a run steps back behind serving, 0 to 19; 10
@@ -26,7 +26,7 @@ variable                                what it says
 ``LIDIV_LEARN_KEEP``                    versions that are kept besides those in use; 5
 ``LIDIV_LEARN_SEED``                    of everything random; 0
 ``LIDIV_LEARN_DEVICE``                  ``cpu``, ``cuda``, ...; chosen if not given
-``LIDIV_LEARN_GATE_IMAGES``             images of a set that the gate measures at most; 24
+``LIDIV_LEARN_GATE_IMAGES``             images of a set that the gate measures at most; 32
 ``LIDIV_LEARN_GATE_OBJECTS``            objects of an image that it measures at most; 3
 ``LIDIV_LEARN_RECONCILE_MINUTES``       time between two comparisons with Label Studio; 15
 ``LIDIV_LEARN_POLL_SECONDS``            time between two looks of an idle worker; 2
@@ -93,7 +93,7 @@ class LearningSettings(BaseSettings):
     steps: int = Field(default=200, gt=0)
     rate: float = Field(default=1.5e-3, gt=0)
     anchor: float = Field(default=1e-4, ge=0)
-    blend: float = Field(default=0.25, gt=0, le=1)
+    blend: float = Field(default=0.3, gt=0, le=1)
     holdout: float = Field(default=0.25, ge=0, le=1)
     threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), gt=0)
     nice: int = Field(default=10, ge=0, le=19)
@@ -101,7 +101,7 @@ class LearningSettings(BaseSettings):
     keep: int = Field(default=5, ge=1)
     seed: int = Field(default=0, ge=0)
     device: str | None = None
-    gate_images: int = Field(default=24, gt=0)
+    gate_images: int = Field(default=32, gt=0)
     gate_objects: int = Field(default=3, gt=0)
     reconcile_minutes: float = Field(default=15.0, gt=0)
     poll_seconds: float = Field(default=2.0, gt=0)

@@ -55,8 +55,8 @@ class Vault:
         return self._put("masks", mask, mask.astype(np.uint8) * 255)
 
     def has_image(self, digest: str) -> bool:
-        """Tell whether an image is there."""
-        return self._path("images", digest).is_file()
+        """Tell whether an image is there and whole; it is read for that."""
+        return self._has("images", digest)
 
     def image_size(self, digest: str) -> tuple[int, int]:
         """Height and width of an image, without reading its pixels.
@@ -109,11 +109,18 @@ class Vault:
     ) -> str:
         digest = _digest(pixels)
         path = self._path(kind, digest)
-        if not path.exists():
+        if not self._has(kind, digest):
             # The lowest level is fast, and what is kept is read often.
             _, encoded = cv2.imencode(".png", written, [cv2.IMWRITE_PNG_COMPRESSION, 1])
             write_file(path, encoded.tobytes())
         return digest
+
+    def _has(self, kind: str, digest: str) -> bool:
+        try:
+            (self.image if kind == "images" else self.mask)(digest)
+        except DataError:
+            return False
+        return True
 
     def _path(self, kind: str, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):

@@ -637,10 +637,10 @@ class Pages:
             If something else was put in use meanwhile.
         """
         self._channel(channel)
-        in_use = self._registry.pointer(channel).version
-        if in_use != expected:
-            raise _changed(in_use)
-        return self._registry.rollback(channel)
+        version = self._registry.rollback(channel, expected=expected)
+        if version is None:
+            raise _changed(self._registry.pointer(channel).version)
+        return version
 
     # --- Parts -------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ its region; one that is still wrong after some clicks is accepted and corrected 
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,22 @@ class SimulatedAnnotator:
         clicks = sum(done.clicks for done in made)
         self._post(f"/api/tasks/{task}/annotations", result=results, lead_time=2.0 * clicks)
         return made
+
+    def timed_click(self, task: int, click: Click, shape: tuple[int, ...]) -> float:
+        """Make one click, accept nothing, and give the seconds until the mask was there.
+
+        Parameters
+        ----------
+        task
+            Label Studio's number of the image's task.
+        click
+            Where.
+        shape
+            Height and width of the image.
+        """
+        began = time.perf_counter()
+        self._answer(task, [click], f"timed-{click.x:g}-{click.y:g}", shape)
+        return time.perf_counter() - began
 
     def _segment(self, task: int, item: ObjectMask, name: str) -> tuple[list[dict[str, Any]], Made]:
         content = np.random.default_rng(zlib.crc32(item.name.encode())).uniform(*CONTENT)

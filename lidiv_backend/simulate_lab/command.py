@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -28,19 +29,30 @@ from lidiv_backend.simulate_lab.day import (
     annotate,
     read_day,
     summarise,
+    time_webhooks,
     wait_for_verdict,
     wait_until_served,
     write_day,
 )
 from lidiv_backend.simulate_lab.material import Material, divide, write_images
+from lidiv_backend.simulate_lab.textures import Textures
+from lidiv_backend.simulate_lab.timing import Timing
 from lidiv_backend.training.data import open_image_set
 
 _SETTINGS, _DAY = "settings.json", "day.json"
 #: What a day begins with cannot change while it goes on.
 _FIXED = ("data", "images", "held_back", "objects", "seed", "poison")
+#: Options that a page is told, where they are not as always.
+_TOLD = ("images", "objects", "held_back", "measured", "timed", "benchmark", "seed", "poison")
+#: What `--data` says for the lab that is made by code.
+TEXTURES = "textures"
 #: `--quick`: enough to see that everything works, not what it is worth.
-_QUICK = {"images": 6, "held_back": 3, "objects": 2, "measured": 1, "benchmark": ""}
-_QUICK_ENVIRONMENT = {"LIDIV_LEARN_STEPS": "4", "LIDIV_LEARN_GATE_OBJECTS": "1"}
+_QUICK = {"images": 6, "held_back": 3, "objects": 2, "measured": 1, "timed": 2, "benchmark": ""}
+_QUICK_ENVIRONMENT = {
+    "LIDIV_LEARN_STEPS": "4",
+    "LIDIV_LEARN_GATE_IMAGES": "4",
+    "LIDIV_LEARN_GATE_OBJECTS": "1",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help="images with masks, such as folder:/data/nuclei with images/ and masks/",
+        help="images with masks, such as folder:/data/nuclei with images/ and masks/; "
+        f"'{TEXTURES}' for a lab that is made by code",
     )
     parser.add_argument(
         "--images", type=int, default=40, help="images that are annotated (%(default)s)"
@@ -61,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--measured", type=int, default=2, help="objects of each that are measured (%(default)s)"
+    )
+    parser.add_argument(
+        "--timed",
+        type=int,
+        default=40,
+        help="clicks that are timed, before and while the model is trained (%(default)s)",
     )
     parser.add_argument(
         "--benchmark",
@@ -92,7 +111,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--insert",
         type=Path,
         metavar="PAGE",
-        help="put the table into this page's section 'simulated lab', or 'poisoned lab'",
+        help="put the table into this page's section 'simulated lab', 'poisoned lab' or "
+        "'simulated textures'",
     )
     parser.add_argument(
         "--picture", type=Path, help="draw masks before and after, without the photographs"
@@ -132,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.folder.resolve()
     _begin(folder, args)
     material = divide(
-        open_image_set(args.data),
+        Textures() if args.data == TEXTURES else open_image_set(args.data),
         annotated=args.images,
         held_back=args.held_back,
         objects=args.objects,
@@ -146,8 +166,7 @@ def run(args: argparse.Namespace) -> int:
     (folder / "outcome.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if args.insert:
-        section = "poisoned lab" if args.poison else "simulated lab"
-        insert_measured(args.insert, section, text, command=_words(args))
+        insert_measured(args.insert, _section(args), text, command=_words(args))
     return 0 if day.promoted != args.poison or args.quick else 1
 
 
@@ -180,17 +199,22 @@ def _live(args: argparse.Namespace, folder: Path, material: Material) -> Day:
             "LIDIV_LEARN_AFTER": str(args.images),
             "LIDIV_LEARN_SHARED": "true",
             "LIDIV_DATABASE_URL": "",
+            "LIDIV_METRICS": "open",
             **(_QUICK_ENVIRONMENT if args.quick else {}),
         },
     )
     print(f"Starting Label Studio and the backend; logs are in {folder / 'logs'}.", flush=True)
     with running_stack(settings) as stack:
-        _, made = annotate(stack, material.annotated, pictures, poison=args.poison)
-        learnt = wait_for_verdict(stack, minutes=args.minutes)
+        annotated = annotate(
+            stack, material.annotated, pictures, poison=args.poison, timed=args.timed
+        )
+        learnt, times = wait_for_verdict(stack, minutes=args.minutes, timer=annotated.timer)
         served = ""
         if learnt.promoted and learnt.candidate:
             served = wait_until_served(stack, learnt.candidate)
-        day = summarise(stack, made, args.images, learnt, served)
+        webhooks, prompt = time_webhooks(stack)
+        timing = Timing(before=annotated.before, training=times, webhooks=webhooks, prompt=prompt)
+        day = summarise(stack, annotated.made, args.images, learnt, served, timing)
     if day.promoted and day.served != day.version:
         raise LidivError(
             f"The backend serves {day.served or 'nothing'} instead of {day.version}.",
@@ -225,10 +249,27 @@ def _measured(
     return found
 
 
+def _section(args: argparse.Namespace) -> str:
+    """Name the section of a page that this kind of day has."""
+    if args.poison:
+        return "poisoned lab"
+    return "simulated textures" if args.data == TEXTURES else "simulated lab"
+
+
 def _words(args: argparse.Namespace) -> str:
     """The command as it can be repeated, without anybody's own folders."""
-    kind, _, place = args.data.partition(":")
-    data = f"{kind}:{re.sub(r'.*/', '', place.rstrip('/'))}"
-    words = [f"lidiv simulate-lab --data {data} --images {args.images} --objects {args.objects}"]
-    words += ["--poison"] if args.poison else []
-    return " ".join(words)
+    kind, colon, place = args.data.partition(":")
+    words = [
+        "lidiv",
+        "simulate-lab",
+        "--data",
+        kind + colon + re.sub(r".*/", "", place.rstrip("/")),
+    ]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name in _TOLD:
+        value = getattr(args, name)
+        if value != parser.get_default(name):
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if value is True else [str(value)]
+    return shlex.join(words)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from tqdm import tqdm
 from lidiv_backend.demo.stack import Stack, connect_project
 from lidiv_backend.errors import LidivError
 from lidiv_backend.labelstudio.config import parse_label_config
-from lidiv_backend.labelstudio.connect import Connection, recommended_label_config
+from lidiv_backend.labelstudio.connect import recommended_label_config
 from lidiv_backend.learning.files import read_json, write_json
 from lidiv_backend.learning.gate import with_masks_of
 from lidiv_backend.learning.registry import SHARED
 from lidiv_backend.learning.runs import RunQueue, RunState, TrainingRun
 from lidiv_backend.learning.store import Store
-from lidiv_backend.simulate_lab.annotator import MAX_CLICKS, Made, SimulatedAnnotator
+from lidiv_backend.simulate_lab.annotator import MAX_CLICKS, Made, OpenTask, SimulatedAnnotator
 from lidiv_backend.simulate_lab.material import ChosenImages
+from lidiv_backend.simulate_lab.timing import ClickTimer, Timing, webhooks_in_time
 
 #: Title of the lab's project, and its only label.
 PROJECT, LABEL = "Simulated lab", "Object"
@@ -66,6 +67,8 @@ class Day:
         From the run's beginning to its verdict.
     parts
         Seconds and CPU seconds of its parts, as its process noted them.
+    timing
+        How long clicks and webhooks took.
     """
 
     images: int
@@ -81,11 +84,32 @@ class Day:
     served: str
     seconds: float
     parts: dict[str, float]
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotated:
+    """What the annotators did.
+
+    Parameters
+    ----------
+    made
+        What was done to each object, also at earlier starts.
+    timer
+        Clicks on an image of the lab, to time that.
+    before
+        Seconds of such clicks before anything was annotated; empty where that was at an earlier
+        start.
+    """
+
+    made: tuple[Made, ...]
+    timer: ClickTimer
+    before: tuple[float, ...]
 
 
 def annotate(
-    stack: Stack, images: ChosenImages, pictures: Path, *, poison: bool
-) -> tuple[Connection, list[Made]]:
+    stack: Stack, images: ChosenImages, pictures: Path, *, poison: bool, timed: int
+) -> Annotated:
     """Let annotators segment what has no annotation yet; goes on where it stopped.
 
     Parameters
@@ -98,13 +122,8 @@ def annotate(
         Their files, see `lidiv_backend.simulate_lab.material.write_images`.
     poison
         Give every image the masks of the next one, drawn by the brush.
-
-    Returns
-    -------
-    Connection
-        The project and its backend.
-    list of Made
-        What was done to each object, also at earlier starts.
+    timed
+        So many clicks are timed.
     """
     connection = connect_project(stack, title=PROJECT, pictures=pictures)
     annotator = SimulatedAnnotator(
@@ -121,11 +140,13 @@ def annotate(
         unquote(str(task.data["image"])).rpartition("/")[2]: task
         for task in annotator.tasks(connection.project_id)
     }
+    timer = _timer(annotator, tasks, images, timed)
+    # Not beside the training that the last annotation sets off.
+    is_over = all(task.total_annotations for task in tasks.values())
+    before = () if is_over else timer.run()
     for index in tqdm(range(len(images)), desc="annotating", unit="image"):
         name = images.file_name(index)
-        task = tasks.get(name)
-        if task is None:
-            raise DayError(f"Label Studio has no task for {name}.", remedy="Delete the folder.")
+        task = _task_of(tasks, name)
         # Label Studio has the last word: an annotation that is there is not made again.
         if task.total_annotations:
             done.setdefault(name, [])
@@ -135,11 +156,40 @@ def annotate(
             image = with_masks_of(image, images[(index + 1) % len(images)])
         done[name] = [asdict(made) for made in annotator.annotate(task.id, image)]
         write_json(work, done)
-    return connection, [Made(**made) for part in done.values() for made in part]
+    made = tuple(Made(**made) for part in done.values() for made in part)
+    return Annotated(made=made, timer=timer, before=before)
 
 
-def wait_for_verdict(stack: Stack, *, minutes: float) -> TrainingRun:
+def _task_of(tasks: Mapping[str, OpenTask], name: str) -> OpenTask:
+    if name not in tasks:
+        raise DayError(f"Label Studio has no task for {name}.", remedy="Delete the folder.")
+    return tasks[name]
+
+
+def _timer(
+    annotator: SimulatedAnnotator, tasks: Mapping[str, OpenTask], images: ChosenImages, count: int
+) -> ClickTimer:
+    height, width = images[0].rgb.shape[:2]
+    task = _task_of(tasks, images.file_name(0)).id
+    return ClickTimer(
+        click=lambda click: annotator.timed_click(task, click, (height, width)),
+        height=height,
+        width=width,
+        count=count,
+    )
+
+
+def wait_for_verdict(
+    stack: Stack, *, minutes: float, timer: ClickTimer
+) -> tuple[TrainingRun, tuple[float, ...]]:
     """Wait for the run that the annotations set off, showing how far it is.
+
+    Returns
+    -------
+    run : TrainingRun
+        It is done.
+    times : tuple of float
+        Seconds of clicks that were made while it trained.
 
     Raises
     ------
@@ -147,6 +197,7 @@ def wait_for_verdict(stack: Stack, *, minutes: float) -> TrainingRun:
         If it takes too long, or fails.
     """
     store = Store(f"sqlite:///{backend_state(stack) / 'lidiv.sqlite'}")
+    times: tuple[float, ...] = ()
     try:
         with tqdm(desc="learning", unit="step") as bar:
             for run in _looks(RunQueue(store), minutes):
@@ -156,8 +207,10 @@ def wait_for_verdict(stack: Stack, *, minutes: float) -> TrainingRun:
                 bar.n = int(run.progress.get("step", 0))
                 bar.set_postfix_str(run.stage or run.state.value)
                 bar.refresh()
+                if bar.n and run.stage == "training" and not times:
+                    times = timer.run()
                 if run.state is RunState.DONE:
-                    return run
+                    return run, times
                 if run.state is RunState.FAILED:
                     raise DayError(f"The run failed: {run.message}")
     finally:
@@ -192,7 +245,16 @@ def wait_until_served(stack: Stack, version: str) -> str:
         time.sleep(_LOOK_SECONDS)
 
 
-def summarise(stack: Stack, made: list[Made], images: int, run: TrainingRun, served: str) -> Day:
+def time_webhooks(stack: Stack) -> tuple[int, int]:
+    """Ask the backend how many webhooks it answered, and how many in time."""
+    reply = requests.get(f"{stack.backend_url}/metrics", timeout=30)
+    reply.raise_for_status()
+    return webhooks_in_time(reply.text)
+
+
+def summarise(
+    stack: Stack, made: Sequence[Made], images: int, run: TrainingRun, served: str, timing: Timing
+) -> Day:
     """Put together how the day went."""
     began: datetime = run.created_at
     ended = run.finished_at or began
@@ -211,6 +273,7 @@ def summarise(stack: Stack, made: list[Made], images: int, run: TrainingRun, ser
         served=served,
         seconds=(ended - began).total_seconds(),
         parts={key: float(value) for key, value in noted.get("seconds", {}).items()},
+        timing=timing,
     )
 
 
@@ -233,6 +296,11 @@ def read_day(path: Path) -> Day:
         If it is damaged.
     """
     try:
-        return Day(**read_json(path))
-    except (TypeError, json.JSONDecodeError) as error:
+        values = read_json(path)
+        timing = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.pop("timing").items()
+        }
+        return Day(**values, timing=Timing(**timing))
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DayError(f"{path} is damaged.", remedy="Delete it.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from lidiv_backend.learning.files import read_json, write_json
 from lidiv_backend.learning.gate import TARGET, Comparison, compare
 from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
 from lidiv_backend.simulate_lab.day import Day
+from lidiv_backend.simulate_lab.timing import WEBHOOK_SECONDS, Timing
 from lidiv_backend.training.simulation import centre_click
 
 #: Clicks after which the picture compares masks.
@@ -114,7 +116,28 @@ def table(day: Day, comparisons: Sequence[Comparison]) -> str:
         if not part.endswith(" CPU")
     ]
     lines.append(f"| trigger to verdict | {day.seconds:.0f} | |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_timed(day.timing)])
+
+
+def _timed(timing: Timing) -> list[str]:
+    lines = []
+    if timing.rise is not None:
+        before, training = (
+            1000 * statistics.median(times) for times in (timing.before, timing.training)
+        )
+        lines += [
+            "",
+            f"A click on an open image took {before:.0f} ms through Label Studio while nothing was "
+            f"trained, and {training:.0f} ms while the model was (medians of {len(timing.before)} "
+            f"and {len(timing.training)} clicks; {100 * timing.rise:+.0f} %).",
+        ]
+    if timing.webhooks:
+        lines += [
+            "",
+            f"Of {timing.webhooks} webhooks, {timing.prompt} were answered within "
+            f"{1000 * WEBHOOK_SECONDS:.0f} ms.",
+        ]
+    return lines
 
 
 def draw(images: ImageSet, before: Method, after: Method, path: Path) -> None:

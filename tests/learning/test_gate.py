@@ -2,29 +2,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from lidiv_backend.clicks import Click
+from lidiv_backend.errors import DataError
 from lidiv_backend.evaluation.measures import Interval
-from lidiv_backend.learning import gate
 from lidiv_backend.learning.gate import (
     BaseSet,
     Comparison,
-    OwnMasks,
     Verdict,
     compare,
     is_worse,
     judge,
-    photographs,
     with_masks_of,
 )
 from lidiv_backend.predictor import Proposal
 from lidiv_backend.records import AnnotatedImage
-from tests.fake_engine import FakeEngine
 from tests.tiny import PaintedSet
 
 
@@ -64,7 +60,7 @@ class Half(PaintedSet):
 
     def __getitem__(self, index: int) -> AnnotatedImage:
         if index % 2:
-            raise gate.DataError("gone")
+            raise DataError("gone")
         return super().__getitem__(index)
 
 
@@ -172,41 +168,6 @@ def test_what_counts_as_worse(mean: float, low: float, high: float, worse: bool)
 def test_a_verdict_survives_the_database() -> None:
     found = verdict(Painter(1), Painter(3))
     assert Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
-
-
-def test_photographs_are_labelled_by_the_preset(tmp_path: Path) -> None:
-    pytest.importorskip("skimage")
-    base, replayed = photographs(FakeEngine(), tmp_path / "photos")
-    assert isinstance(base.images, OwnMasks)
-    assert isinstance(replayed, OwnMasks)
-    # What is trained on is not asked about.
-    asked = {base.images[index].name for index in range(len(base.images))}
-    assert asked.isdisjoint(replayed[index].name for index in range(len(replayed)))
-    assert "preset's own masks" in base.about
-    image = base.images[0]
-    assert image.objects
-    assert all(item.mask.shape == image.rgb.shape[:2] for item in image.objects)
-    shares = [item.mask.mean() for item in image.objects]
-    assert all(0.005 <= share <= 0.6 for share in shares)
-    # The preset itself finds its masks again by a few clicks.
-    found = compare(FakeEngine(), FakeEngine(), base.images, images=1, objects=1)
-    assert found is not None
-    assert found.difference.mean == 0.0
-
-
-def test_without_photographs_the_verdict_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(_: Path) -> list[Path]:
-        raise gate.LidivError("scikit-image is not installed.")
-
-    monkeypatch.setattr(gate, "write_photos", missing)
-    base, replayed = photographs(FakeEngine(), tmp_path)
-    assert replayed is None
-    found = verdict(Painter(1), Painter(3), base=base)
-    assert found.passed
-    assert "was not measured" in found.text
-    assert "scikit-image is not installed)." in found.text
 
 
 class Blobs(Painter):

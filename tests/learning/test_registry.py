@@ -109,6 +109,19 @@ def test_a_promotion_gives_way_to_what_a_person_did_meanwhile(
     assert models.promote(SHARED, second, expected=first)
 
 
+def test_pressed_twice_at_once_it_goes_back_once(
+    models: ModelRegistry, make_weights: MakeWeights
+) -> None:
+    first, second = add(models, make_weights, 1, 2)
+    for version in (first, second):
+        models.promote(SHARED, version)
+    # Both pages were drawn while the second was in use.
+    assert models.rollback(SHARED, expected=second) == first
+    assert models.rollback(SHARED, expected=second) is None
+    assert models.pointer(SHARED).version == first
+    assert models.rollback(SHARED, expected=first) == BASE
+
+
 def test_going_back_passes_over_versions_that_are_gone(
     models: ModelRegistry, make_weights: MakeWeights
 ) -> None:

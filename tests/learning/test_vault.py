@@ -54,3 +54,27 @@ def test_damage_is_told(vault: Vault, tmp_path: Path) -> None:
             read(digest)
     with pytest.raises(DataError):
         vault.image("../../etc/passwd")
+
+
+@pytest.mark.parametrize("damage", [b"", b"no picture", None])
+def test_what_is_damaged_is_not_taken_for_present(
+    vault: Vault, tmp_path: Path, damage: bytes | None
+) -> None:
+    rgb = tiny.photo(8, 8)
+    digest = vault.put_image(rgb)
+    (path,) = (tmp_path / "vault").rglob(f"{digest}.png")
+    # Half of the file, as a machine without power leaves it.
+    path.write_bytes(path.read_bytes()[:60] if damage is None else damage)
+    assert not vault.has_image(digest)
+    assert vault.put_image(rgb) == digest
+    assert vault.has_image(digest)
+    np.testing.assert_array_equal(vault.image(digest), rgb)
+
+
+def test_a_damaged_mask_is_written_again(vault: Vault, tmp_path: Path) -> None:
+    mask = tiny.photo(8, 8)[..., 0] > 100
+    digest = vault.put_mask(mask)
+    (path,) = (tmp_path / "vault").rglob(f"{digest}.png")
+    path.write_bytes(b"")
+    vault.put_mask(mask)
+    np.testing.assert_array_equal(vault.mask(digest), mask)

@@ -42,8 +42,18 @@ def test_a_folder_holds_one_day(tmp_path: Path) -> None:
 
 def test_the_command_is_told_without_anybodys_folders() -> None:
     assert command._words(arguments("--poison")) == (
-        "lidiv simulate-lab --data folder:nuclei --images 40 --objects 5 --poison"
+        "lidiv simulate-lab --data folder:nuclei --poison"
     )
+    assert command._words(arguments("--held-back", "20", "--folder", "/home/me/lab")) == (
+        "lidiv simulate-lab --data folder:nuclei --held-back 20"
+    )
+    assert command._words(arguments("--data", "textures")) == "lidiv simulate-lab --data textures"
+
+
+def test_each_kind_of_day_has_its_section() -> None:
+    assert command._section(arguments()) == "simulated lab"
+    assert command._section(arguments("--poison")) == "poisoned lab"
+    assert command._section(arguments("--data", "textures")) == "simulated textures"
 
 
 def test_without_label_studio_it_says_what_to_install(

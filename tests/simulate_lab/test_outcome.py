@@ -14,6 +14,7 @@ from lidiv_backend.learning.gate import Comparison
 from lidiv_backend.predictor import Proposal
 from lidiv_backend.simulate_lab.day import Day, DayError, read_day, write_day
 from lidiv_backend.simulate_lab.outcome import draw, measured, table
+from lidiv_backend.simulate_lab.timing import Timing
 from tests.tiny import PaintedSet
 
 DAY = Day(
@@ -30,6 +31,7 @@ DAY = Day(
     served="v2",
     seconds=471.0,
     parts={"training": 300.0, "training CPU": 290.0, "gate": 99.0, "gate CPU": 88.0},
+    timing=Timing(before=(0.2, 0.2), training=(0.25,), webhooks=41, prompt=40),
 )
 
 
@@ -76,10 +78,16 @@ def test_clicks_are_counted_once_and_told(tmp_path: Path) -> None:
     assert "| training | 300 | 290 |" in lines
     assert "| trigger to verdict | 471 | |" in lines
     assert f"> {DAY.message}" in lines
+    (clicks,) = (line for line in lines if line.startswith("A click"))
+    assert "took 200 ms" in clicks
+    assert "250 ms while the model was (medians of 2 and 1 clicks; +25 %)." in clicks
+    assert "Of 41 webhooks, 40 were answered within 100 ms." in lines
 
 
 def test_a_poisoned_day_has_nothing_to_measure() -> None:
-    refused = dataclasses.replace(DAY, promoted=False, message="Kept, not promoted: worse.")
+    refused = dataclasses.replace(
+        DAY, promoted=False, message="Kept, not promoted: worse.", timing=Timing()
+    )
     text = table(refused, [])
     assert "> Kept, not promoted: worse." in text
     assert "before" not in text
