@@ -488,7 +488,7 @@ class Predictor:
         factor = _PIXELS_SIDE / max(rgb.shape[:2])
         if factor >= 1:
             return rgb.copy()
-        size = round(rgb.shape[1] * factor), round(rgb.shape[0] * factor)
+        size = max(1, round(rgb.shape[1] * factor)), max(1, round(rgb.shape[0] * factor))
         return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
     def _window(
@@ -514,16 +514,18 @@ class Predictor:
         def embed() -> ImageEmbedding:
             pixels = image.pixels
             assert pixels is not None  # noqa: S101 - or there would be no window
-            scale = pixels.shape[1] / image.width, pixels.shape[0] / image.height
-            left, right = (round(x * scale[0]) for x in (window.left, window.left + window.width))
-            top, bottom = (round(y * scale[1]) for y in (window.top, window.top + window.height))
+            rows, columns = (
+                _scaled(first, length, part=within / of, end=within)
+                for first, length, within, of in (
+                    (window.top, window.height, pixels.shape[0], image.height),
+                    (window.left, window.width, pixels.shape[1], image.width),
+                )
+            )
             inference = replace(
                 self.model.description.inference,
                 longest_side=self.model.description.inference.zoom_side,
             )
-            small = self._resize(
-                pixels[top : max(bottom, top + 1), left : max(right, left + 1)], inference
-            )
+            small = self._resize(pixels[rows, columns], inference)
             return self._embed(key, small, height=window.height, width=window.width)
 
         # A click must not wait until nobody waits, if what gets ready for it came first.
@@ -659,6 +661,12 @@ def input_size(
         longest = config.max_pixels // min(rows, columns) // multiple * multiple
         rows, columns = (min(side, max(longest, multiple)) for side in (rows, columns))
     return rows, columns
+
+
+def _scaled(first: int, length: int, *, part: float, end: int) -> slice:
+    """A range of pixels in an image that is ``part`` as large, at least one of them."""
+    start = min(round(first * part), end - 1)
+    return slice(start, max(round((first + length) * part), start + 1))
 
 
 def _whole(mask: NDArray[np.bool_] | NDArray[np.floating], image: ImageEmbedding) -> Shown:

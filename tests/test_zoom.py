@@ -221,3 +221,10 @@ class TestPredictor:
         previous[10:20, 3900:3990] = True
         got = predictor.predict(image, [Click(x=3950, y=15)] * 2, previous)
         assert not got[0].mask[:, :3600].any()
+
+    def test_a_strip_of_one_pixel_can_be_looked_at(self, predictor: Predictor) -> None:
+        image = predictor.embed(tiny.photo(1, 4000))
+        previous = np.zeros((1, 4000), bool)
+        previous[0, 3960:] = True
+        got = predictor.predict(image, [Click(x=3999, y=0)] * 2, previous)
+        assert got[0].mask.shape == (1, 4000)

@@ -297,10 +297,13 @@ def read_day(path: Path) -> Day:
     """
     try:
         values = read_json(path)
-        timing = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.pop("timing").items()
-        }
-        return Day(**values, timing=Timing(**timing))
+        told = values.pop("timing")
+        timing = Timing(
+            before=tuple(told["before"]),
+            training=tuple(told["training"]),
+            webhooks=told["webhooks"],
+            prompt=told["prompt"],
+        )
+        return Day(**values, timing=timing)
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DayError(f"{path} is damaged.", remedy="Delete it.") from error
