@@ -186,8 +186,9 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
         before,
         name=name,
         steps=settings.steps,
-        # Images come at the size at which the networks see them, so little zoom is left to learn.
-        zoom=(0.8, 1.25),
+        # Images come at the size at which the networks see them, so little zoom is left to learn,
+        # unless they look closer from the second click on.
+        zoom=(0.8, 1.25 if description.inference.zoom_side is None else 2.5),
         rate=settings.rate,
         warmup=min(20, max(1, settings.steps // 10)),
         decay=0.0,

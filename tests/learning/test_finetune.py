@@ -153,6 +153,9 @@ def test_a_preset_is_tuned_as_it_was_trained() -> None:
     # A step of its own size, whatever the preset was trained with.
     assert (config.images, config.targets, config.crop) == (4, 3, 192)
     assert (config.steps, config.rate, config.recorded) == (4, SETTINGS.rate, 0.5)
+    # Objects are seen at up to twice their size by models that look closer, and by no others.
+    closer = dataclasses.replace(about, inference=preset.inference)
+    assert tuning_config(closer, SETTINGS).zoom[1] == 2 * config.zoom[1]
     again = tuning_config(dataclasses.replace(about, name="default-tuned"), SETTINGS)
     assert again.name == "default-tuned"
     # Whole images, one at a time, stay what they are.
