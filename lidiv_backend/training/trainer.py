@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -142,9 +143,12 @@ class Trainer:
         self.options = options
         self.images = images
         self.validation = validation
+        # Without a GPU, processes that are not told so would each train alone, over each other's
+        # files.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.accelerator = Accelerator(
             mixed_precision=_precision(options),
-            cpu=options.cpu,
+            cpu=options.cpu or (several and not torch.cuda.is_available()),
             dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         )
         torch.manual_seed(config.seed)

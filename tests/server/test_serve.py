@@ -114,6 +114,7 @@ def test_a_wrong_setting_ends_the_command_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(serve.os, "execv", lambda *_: pytest.fail("must not start"))
-    monkeypatch.setenv("LIDIV_MAX_PIXELS", "many")
+    # A copy: the command sets variables for what it becomes.
+    monkeypatch.setattr(serve.os, "environ", os.environ | {"LIDIV_MAX_PIXELS": "many"})
     assert main(["serve"]) == 1
     assert "LIDIV_MAX_PIXELS" in capsys.readouterr().err
