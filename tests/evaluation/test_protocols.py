@@ -65,8 +65,8 @@ def test_every_click_is_recorded_with_the_selected_and_the_best_mask() -> None:
     assert trace.embed_seconds == 1.5
     # Each click is told the mask that was shown before it, the first is told none.
     assert method.asked[0][1] is None
-    assert method.asked[1][1] is half
-    assert method.asked[2][1] is most
+    np.testing.assert_array_equal(method.asked[1][1], half)
+    np.testing.assert_array_equal(method.asked[2][1], most)
     assert [len(clicks) for clicks, _ in method.asked] == [1, 2, 3]
 
 
