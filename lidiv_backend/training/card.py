@@ -81,6 +81,11 @@ def _what(description: ModelDescription, counts: Mapping[str, int]) -> list[str]
         if description.inference.max_pixels is not None
         else "full resolution"
     )
+    if description.inference.zoom_side is not None:
+        resolution += (
+            "; from the second click on, a window around the object, at a longer side of "
+            f"{description.inference.zoom_side} pixels, wherever that shows more"
+        )
     return [
         "## What it is",
         "",
@@ -93,6 +98,18 @@ def _what(description: ModelDescription, counts: Mapping[str, int]) -> list[str]
         f"- resolution: {resolution}",
         "",
     ]
+
+
+def _earlier(stage: Mapping[str, Any]) -> str:
+    """A sentence about a training before the one that the weights began with."""
+    where = f"crops of {stage['crop']} pixels" if stage.get("crop") else "whole images"
+    if stage.get("grid", 1) > 1:
+        where += f", on means of {stage['grid']} x {stage['grid']} of them"
+    return (
+        f"Before that, `{stage['version']}`: {stage['steps_done']:,} steps of {stage['images']} "
+        f"images with {stage['targets']} objects each, {where} "
+        f"({stage['seconds'] / 3600:.1f} hours)."
+    )
 
 
 def _training(description: ModelDescription) -> list[str]:
@@ -127,6 +144,7 @@ def _training(description: ModelDescription) -> list[str]:
             f"{before['steps_done']:,} steps of {before['images']} images with "
             f"{before['targets']} objects each ({before['seconds'] / 3600:.1f} hours).",
         ]
+        lines += [_earlier(stage) for stage in ancestor.get("earlier", ())]
     if "validation" in training:
         lines += ["", "On images held back from it, in training's own crops:", ""]
         lines += ["| clicks | IoU of the best mask | IoU of the selected mask |", "|---|---|---|"]

@@ -51,6 +51,9 @@ from lidiv_backend.training.step import Outcome, TrainingStep
 from lidiv_backend.training.stopping import StopRequest, ignore_interrupts
 from lidiv_backend.training.validation import Look, validate
 
+#: Of so many trainings before the last two is told what they were.
+_MOST_EARLIER = 8
+_ESSENTIALS = ("phase", "steps_done", "images", "targets", "crop", "grid", "rate", "seconds")
 #: Gradients are scaled down to this norm.
 _LARGEST_GRADIENT = 5.0
 
@@ -198,11 +201,15 @@ class Trainer:
         self.proposal.load_state_dict(model.proposal.state_dict())
         if self.selection is not None and model.selection is not None:
             self.selection.load_state_dict(model.selection.state_dict())
-        # Of the weights before those, only their version is told in turn.
         before = {**theirs.training}
-        if "began_with" in before:
-            before["began_with"] = before["began_with"]["version"]
-        self._ancestor = {"version": model.version, "training": before}
+        parent = before.pop("began_with", None)
+        # Of the weights before those, the essentials are told.
+        earlier = [] if parent is None else [_stage(parent), *parent.get("earlier", ())]
+        self._ancestor = {
+            "version": model.version,
+            "training": before,
+            "earlier": earlier[:_MOST_EARLIER],
+        }
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -619,6 +626,13 @@ class Trainer:
             inference=config.inference,
             training=training,
         )
+
+
+def _stage(ancestor: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a training long ago."""
+    training = ancestor["training"]
+    known = {name: training[name] for name in _ESSENTIALS if name in training}
+    return {"version": ancestor["version"], **known}
 
 
 def _precision(options: RunOptions) -> str:

@@ -50,6 +50,16 @@ def test_says_what_was_trained_how_long_and_on_what(tmp_path: Path) -> None:
     assert "Nothing has been measured yet" in text
 
 
+def test_says_what_came_before(tmp_path: Path) -> None:
+    stage = {"version": "x-1", "steps_done": 1200, "images": 2, "targets": 4, "seconds": 1800}
+    earlier = [{**stage, "crop": 288, "grid": 4}, {**stage, "crop": None}]
+    ancestor = {"version": "x-2", "training": TRAINING, "earlier": earlier}
+    text = card(tmp_path, began_with=ancestor)
+    assert "`x-2`, which had been trained for 2,500 steps" in text
+    assert "1,200 steps of 2 images with 4 objects each, crops of 288 pixels, on means of" in text
+    assert "whole images (0.5 hours)" in text
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_a_gpu_did_is_not_blamed_on_a_cpu(tmp_path: Path, device: str) -> None:
     assert ("Only a CPU" in card(tmp_path, device=device)) == (device == "cpu")
