@@ -88,10 +88,14 @@ class CanSelection(SelectionNetwork):
 
     It sees X, S_p, S_n, T_p, T_n and the M masks at full resolution: 7 + M channels, or less of
     them in the ablations.
+
+    They are centred first, each distance map at its own mean, and the masks are given the largest
+    scale. All layers begin near the identity and their outputs are averaged over the image, so what
+    is constant in a channel would otherwise be most of what they are told.
     """
 
-    #: As `HypercolumnNetwork.prompt_scale`.
-    prompt_scale = 8.0
+    #: Factors of the centred image, distance maps and masks.
+    image_scale, distance_scale, mask_scale = 2.0, 4.0, 8.0
 
     def __init__(self, config: SelectionConfig) -> None:
         super().__init__(config)
@@ -111,8 +115,17 @@ class CanSelection(SelectionNetwork):
             rgb = F.avg_pool2d(rgb, grid)
             masks = _average(masks, rgb)
         size = (rgb.shape[-2], rgb.shape[-1])
-        channels = self.prompt.draw_means(prompt, size, grid=grid) * self.prompt_scale
-        rated: Tensor = self.body(torch.cat([rgb, channels, masks], 1)).mean((-2, -1))
+        channels = self.prompt.draw_means(prompt, size, grid=grid)
+        clicks, distances = channels.split(
+            [2 * self.prompt.clicks, 2 * self.prompt.distances], dim=1
+        )
+        seen = [
+            (rgb - 0.5) * self.image_scale,
+            clicks,
+            (distances - distances.mean((-2, -1), keepdim=True)) * self.distance_scale,
+            (masks - 0.5) * self.mask_scale,
+        ]
+        rated: Tensor = self.body(torch.cat(seen, 1)).mean((-2, -1))
         return rated
 
     def score(self, rated: Tensor) -> Tensor:

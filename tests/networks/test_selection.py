@@ -75,9 +75,14 @@ class TestPaper:
         network = CanSelection(SelectionConfig())
         rgb, prompt, masks, features = inputs("can", 6)
         with torch.no_grad():
-            drawn = [click_maps(CLICKS, (32, 48)), distance_maps(CLICKS, (32, 48))]
-            scaled = [channels * network.prompt_scale for channels in drawn]
-            seen = torch.cat([rgb, *scaled, masks], 1)
+            distances = distance_maps(CLICKS, (32, 48))
+            centred = [
+                2 * rgb - 1,
+                click_maps(CLICKS, (32, 48)),
+                4 * torch.stack([each - each.mean((1, 2), keepdim=True) for each in distances]),
+                8 * masks - 4,
+            ]
+            seen = torch.cat(centred, 1)
             expected = torch.stack([each.mean((1, 2)) for each in network.body(seen)])
             torch.testing.assert_close(network(rgb, prompt, masks, features), expected)
 
