@@ -60,6 +60,7 @@ class FakeEngine:
         with self._lock:
             self.calls.clear()
             self.embedded.clear()
+            self.prepared.clear()
             self._known.clear()
 
     def predict(

@@ -347,6 +347,22 @@ def test_the_next_click_is_prepared_in_the_background(app: Flask, engine: FakeEn
     np.testing.assert_array_equal(shown, mask_of(region))
 
 
+def test_what_is_got_ready_is_for_clicks_that_are_still_to_come(
+    app: Flask, engine: FakeEngine
+) -> None:
+    client, busy = app.test_client(), threading.Event()
+
+    def hold() -> None:
+        assert busy.wait(60)
+
+    assert backend_of(app).background.submit(hold)
+    predict(client, body(click(50)))
+    predict(client, body(click(50), click(80)))
+    busy.set()
+    wait_for_background(app)
+    assert [len(clicks) for clicks, _ in engine.prepared] == [2]
+
+
 def test_one_bad_task_does_not_fail_a_batch(app: Flask) -> None:
     results = predict(
         app.test_client(),
