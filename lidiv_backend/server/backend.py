@@ -24,6 +24,7 @@ from lidiv_backend.server.background import BackgroundPool
 from lidiv_backend.server.connections import find_connection, find_options, image_source
 from lidiv_backend.server.engines import EngineRegistry, ProjectEngines
 from lidiv_backend.server.logs import request_named
+from lidiv_backend.server.memory import MemoryKeeper
 from lidiv_backend.server.metrics import (
     CountedAnswers,
     Metrics,
@@ -64,6 +65,8 @@ class Backend:
         What is counted.
     turns
         Who computes next.
+    memory
+        Gives free memory back.
     projects
         The models of projects that learn by themselves; None where all learn together.
     """
@@ -76,6 +79,7 @@ class Backend:
     background: BackgroundPool
     metrics: Metrics
     turns: Turns
+    memory: MemoryKeeper
     projects: ProjectEngines | None = None
 
     def engines_of(self, project: str) -> EngineRegistry:
@@ -84,6 +88,7 @@ class Backend:
 
     def close(self) -> None:
         """Drop what waits in the background, and close the database."""
+        self.memory.stop()
         self.background.close()
         self.store.close()
 
@@ -271,7 +276,8 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
             limit=learning.engines,
         )
     background = BackgroundPool()
-    metrics, turns = Metrics(), Turns(settings.computations)
+    metrics, turns, memory = Metrics(), Turns(settings.computations), MemoryKeeper()
+    memory.start()
     metrics.look_up(lambda: of_models(engines, settings.preset))
     metrics.look_up(lambda: of_learning(store))
     metrics.look_up(of_gpu)
@@ -306,6 +312,7 @@ def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backen
         background=background,
         metrics=metrics,
         turns=turns,
+        memory=memory,
         projects=projects,
     )
 
