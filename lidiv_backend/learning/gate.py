@@ -29,6 +29,7 @@ from lidiv_backend.evaluation.measures import (
     number_of_clicks,
 )
 from lidiv_backend.evaluation.protocols import (
+    MAX_CLICKS,
     ClickProtocol,
     Method,
     ProtocolSettings,
@@ -43,6 +44,9 @@ TARGET = 0.85
 LEAST_IMAGES = 5
 #: So many clicks more on the base set are not yet worse.
 TOLERANCE = 0.1
+#: After so many clicks an annotator has long taken the brush. A few objects that neither model ever
+#: finds would otherwise drown all others.
+PATIENCE = 10
 _SETTINGS = ProtocolSettings(protocol=ClickProtocol.CENTRE, stop_at=TARGET, actions=False)
 # After so many clicks it is asked whether masks fit their images.
 _FIT_CLICKS = 3
@@ -189,7 +193,9 @@ def judge(
     -------
     Verdict
     """
-    compared = partial(compare, candidate, in_use, images=images, objects=objects)
+    compared = partial(
+        compare, candidate, in_use, images=images, objects=objects, max_clicks=PATIENCE
+    )
     here = compared(held_out) if len(held_out) else None
     there = compared(base.images) if base.images is not None and len(base.images) else None
     fit = None
@@ -226,7 +232,13 @@ def is_worse(comparison: Comparison) -> bool:
 
 
 def compare(
-    candidate: Method, in_use: Method, data_set: ImageSet, *, images: int, objects: int
+    candidate: Method,
+    in_use: Method,
+    data_set: ImageSet,
+    *,
+    images: int,
+    objects: int,
+    max_clicks: int = MAX_CLICKS,
 ) -> Comparison | None:
     """Count the clicks of two models.
 
@@ -238,6 +250,8 @@ def compare(
         On what.
     images, objects
         At most so many images, and of each so many objects.
+    max_clicks
+        At most so many clicks on an object; one that is never reached counts so many.
 
     Returns
     -------
@@ -247,14 +261,18 @@ def compare(
     """
     limited = _Limited(data_set, objects)
     indices = choose_images(len(data_set), images)
+    settings = (replace(_SETTINGS, max_clicks=max_clicks),)
     counts = [
-        _clicks(list(measure(method, limited, label="", settings=(_SETTINGS,), indices=indices)))
+        _clicks(
+            list(measure(method, limited, label="", settings=settings, indices=indices)),
+            max_clicks=max_clicks,
+        )
         for method in (candidate, in_use)
     ]
     everything = sorted({*counts[0], *counts[1]})
     if not everything:
         return None
-    worst = float(_SETTINGS.max_clicks)
+    worst = float(max_clicks)
     pairs: dict[str, list[tuple[float, float]]] = {}
     for image, item in everything:
         both = counts[0].get((image, item), worst), counts[1].get((image, item), worst)
@@ -349,9 +367,11 @@ class _Mismatched:
         return with_masks_of(self._base[index], self._base[self._next[index]])
 
 
-def _clicks(entries: Sequence[object]) -> dict[tuple[str, str], float]:
+def _clicks(entries: Sequence[object], *, max_clicks: int) -> dict[tuple[str, str], float]:
     return {
-        (entry.key.image, entry.key.object): float(number_of_clicks(entry.trace, TARGET))
+        (entry.key.image, entry.key.object): float(
+            number_of_clicks(entry.trace, TARGET, maximum=max_clicks)
+        )
         for entry in entries
         if isinstance(entry, Result)
     }

@@ -27,7 +27,7 @@ variable                                what it says
 ``LIDIV_LEARN_SEED``                    of everything random; 0
 ``LIDIV_LEARN_DEVICE``                  ``cpu``, ``cuda``, ...; chosen if not given
 ``LIDIV_LEARN_GATE_IMAGES``             images of a set that the gate measures at most; 32
-``LIDIV_LEARN_GATE_OBJECTS``            objects of an image that it measures at most; 3
+``LIDIV_LEARN_GATE_OBJECTS``            objects of an image that it measures at most; 5
 ``LIDIV_LEARN_RECONCILE_MINUTES``       time between two comparisons with Label Studio; 15
 ``LIDIV_LEARN_POLL_SECONDS``            time between two looks of an idle worker; 2
 ``LIDIV_LEARN_LEASE_SECONDS``           a worker that shows no sign of life for so long counts as
@@ -102,7 +102,7 @@ class LearningSettings(BaseSettings):
     seed: int = Field(default=0, ge=0)
     device: str | None = None
     gate_images: int = Field(default=32, gt=0)
-    gate_objects: int = Field(default=3, gt=0)
+    gate_objects: int = Field(default=5, gt=0)
     reconcile_minutes: float = Field(default=15.0, gt=0)
     poll_seconds: float = Field(default=2.0, gt=0)
     lease_seconds: float = Field(default=90.0, gt=0)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError
 from lidiv_backend.evaluation.measures import Interval
+from lidiv_backend.learning import gate
 from lidiv_backend.learning.gate import (
     BaseSet,
     Comparison,
@@ -130,6 +131,12 @@ def test_with_few_images_nothing_is_promoted() -> None:
     assert not verdict(Painter(1), Painter(3), images=4).passed
     assert verdict(Painter(1), Painter(3), images=5).passed
     assert "No image is held out" in verdict(Painter(1), Painter(3), images=0).text
+
+
+def test_what_is_never_found_counts_as_long_as_an_annotator_is_patient() -> None:
+    found = verdict(Fails(1), Painter(2)).held_out
+    assert found is not None
+    assert (found.candidate, found.in_use) == (gate.PATIENCE, 2.0)
 
 
 class Forgetful(Painter):

@@ -172,7 +172,7 @@ def test_a_preset_that_lost_something_is_found_out(
         for weights in model.proposal.parameters():
             if weights.ndim > 1:
                 noise = torch.randn(weights.shape, generator=generator)
-                weights += damage * weights.std() * noise
+                weights.add_(damage * weights.std() * noise)
     assert model.selection is not None
     description = dataclasses.replace(model.description, name="stirred")
     save_model(
