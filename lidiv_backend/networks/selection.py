@@ -116,9 +116,8 @@ class CanSelection(SelectionNetwork):
             masks = _average(masks, rgb)
         size = (rgb.shape[-2], rgb.shape[-1])
         channels = self.prompt.draw_means(prompt, size, grid=grid)
-        clicks, distances = channels.split(
-            [2 * self.prompt.clicks, 2 * self.prompt.distances], dim=1
-        )
+        first = 2 * self.prompt.clicks
+        clicks, distances = channels[:, :first], channels[:, first:]
         seen = [
             (rgb - 0.5) * self.image_scale,
             clicks,
