@@ -160,7 +160,7 @@ def test_without_photographs_it_says_so(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("damage", "worse"), [(0.0, False), (0.3, True)])
+@pytest.mark.parametrize(("damage", "worse"), [(0.0, False), (0.6, True)])
 def test_a_preset_that_lost_something_is_found_out(
     tmp_path: Path, damage: float, worse: bool
 ) -> None:
