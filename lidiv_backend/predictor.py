@@ -463,7 +463,8 @@ class Predictor:
         shown
             The mask that they led to, bool or float (H, W).
         """
-        if self._uses_previous:
+        # Asked first: a large mask is not converted for a model that never looks closer.
+        if self._uses_previous and image.pixels is not None:
             window = self._window(image, clicks, _whole(shown, image))
             if window is not None:
                 self._look_closer(image, window)
