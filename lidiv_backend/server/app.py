@@ -28,6 +28,7 @@ from lidiv_backend.server.security import (
     RateLimit,
     TooManyRequestsError,
     UnauthorizedError,
+    carries_webhook_secret,
     protect_forms,
     require_login,
     require_no_wrong_login,
@@ -220,7 +221,11 @@ def _begin() -> None:
     g.request_id = secrets.token_hex(6)
     name_request(g.request_id)
     _backend().metrics.request_began()
-    if request.path not in _PROBES or request.authorization is not None:
+    is_probe = request.path in _PROBES and request.authorization is None
+    # Label Studio tells once of what was accepted: an event that is refused is lost until the
+    # worker looks, and many annotations can be submitted at once.
+    is_event = request.path == "/webhook" and carries_webhook_secret(request, _backend().settings)
+    if not (is_probe or is_event):
         _limit().require(_client())
 
 

@@ -32,7 +32,7 @@ if _settings.workers > 1 and _METRICS not in os.environ:
 bind = _settings.bind
 workers = _settings.workers
 threads = _settings.threads
-worker_class = "gthread"
+worker_class = "lidiv_backend.server.gunicorn_worker.PatientWorker"
 wsgi_app = "lidiv_backend.server.app:create_app()"
 preload_app = False
 # Loading a model can keep a worker busy; this is the time after which it counts as dead.

@@ -168,6 +168,12 @@ def require_no_wrong_login(request: Request, settings: Settings) -> None:
         require_login(request, settings)
 
 
+def carries_webhook_secret(request: Request, settings: Settings) -> bool:
+    """Whether a request has the webhooks' secret; False where the server has none."""
+    secret = settings.webhook_secret.get_secret_value()
+    return bool(secret) and _equal(request.headers.get(SECRET_HEADER, ""), secret)
+
+
 def require_webhook_secret(request: Request, settings: Settings, action: str) -> None:
     """Refuse a webhook without the secret, if the server has one.
 
@@ -188,9 +194,9 @@ def require_webhook_secret(request: Request, settings: Settings, action: str) ->
     UnauthorizedError
         If neither fits.
     """
-    secret = settings.webhook_secret.get_secret_value()
-    if secret and _equal(request.headers.get(SECRET_HEADER, ""), secret):
+    if carries_webhook_secret(request, settings):
         return
+    secret = bool(settings.webhook_secret.get_secret_value())
     may_log_in = bool(settings.basic_auth_user) or action == "START_TRAINING" or not secret
     if may_log_in and _has_login(request, settings):
         return

@@ -34,7 +34,8 @@ variable                                what it says
 ``LIDIV_COMPUTATIONS``                  passes through the networks that a process makes at once;
                                         2. Embedding an image never takes the last of them
 ``LIDIV_REQUESTS_PER_SECOND``           what one client may ask, on average; 100. 0 is no limit,
-                                        and a wrong login counts as twenty
+                                        a wrong login counts as twenty, and webhooks that carry
+                                        their secret are not counted
 ``LIDIV_PROXIES``                       proxies in front of the server, whose word on the client's
                                         address is taken; 0
 ``LIDIV_METRICS``                       who may read ``/metrics``: whoever has the ``login``,

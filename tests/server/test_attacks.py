@@ -238,6 +238,22 @@ def test_passwords_are_guessed_slowly(make_app: Callable[..., Flask]) -> None:
     assert {kind for kind, _ in failures(app)} == {"unauthorized"}
 
 
+def test_events_of_label_studio_are_not_limited(make_app: Callable[..., Flask]) -> None:
+    app = make_app(webhook_secret="placeholder")  # noqa: S106 - no real one
+    app.extensions["lidiv_limit"] = type(app.extensions["lidiv_limit"])(1.0, clock=lambda: 0.0)
+    client = app.test_client()
+
+    def status(secret: str) -> int:
+        body = {"action": "PROJECT_UPDATED", "project": {"id": 1}}
+        headers = {"X-LiDiv-Secret": secret}
+        return client.post("/webhook", json=body, headers=headers).status_code
+
+    assert {status("placeholder") for _ in range(20)} == {201}
+    # Who does not know it is held to the limit, and so are the others' requests.
+    assert [status("guess") for _ in range(6)][-1] == 429
+    assert client.get("/versions").status_code == 429
+
+
 @pytest.mark.parametrize(("proxies", "alike"), [(0, True), (1, False)])
 def test_clients_behind_a_proxy_are_told_apart_where_it_is_named(
     make_app: Callable[..., Flask], proxies: int, alike: bool
