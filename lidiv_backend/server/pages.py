@@ -18,7 +18,7 @@ from typing import Any
 from lidiv_backend.errors import LidivError
 from lidiv_backend.learning.examples import GateExample, read_examples, read_picture
 from lidiv_backend.learning.files import read_json
-from lidiv_backend.learning.gate import LEAST_IMAGES, TARGET, TOLERANCE, Comparison, Verdict
+from lidiv_backend.learning.gate import LEAST_IMAGES, TOLERANCE, Comparison, Verdict
 from lidiv_backend.learning.process import TRAINING
 from lidiv_backend.learning.registry import (
     BASE,
@@ -935,11 +935,10 @@ def _held_out(verdict: Verdict) -> ComparisonView | None:
 
 def _compared(comparison: Comparison, title: str, *, gate: bool) -> ComparisonView:
     difference = comparison.difference
-    target = f"{100 * TARGET:.0f} % IoU"
     if difference.high < 0:
-        words = f"The candidate needs fewer clicks to {target}."
+        words = f"The candidate needs fewer clicks to {comparison.goal}."
     elif difference.low > 0:
-        words = f"The candidate needs more clicks to {target}."
+        words = f"The candidate needs more clicks to {comparison.goal}."
     elif gate:
         words = "No difference that could not be chance: the interval includes 0."
     elif difference.mean > TOLERANCE:

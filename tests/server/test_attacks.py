@@ -239,7 +239,7 @@ def test_passwords_are_guessed_slowly(make_app: Callable[..., Flask]) -> None:
 
 
 def test_events_of_label_studio_are_not_limited(make_app: Callable[..., Flask]) -> None:
-    app = make_app(webhook_secret="placeholder")  # noqa: S106 - no real one
+    app = make_app(webhook_secret="placeholder")
     app.extensions["lidiv_limit"] = type(app.extensions["lidiv_limit"])(1.0, clock=lambda: 0.0)
     client = app.test_client()
 
