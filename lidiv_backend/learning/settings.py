@@ -14,11 +14,11 @@ variable                                what it says
                                         learn together, such a project starts a run of its own
                                         accord, too
 ``LIDIV_LEARN_MINUTES``                 time for the training of a run; the gate comes on top; 6
-``LIDIV_LEARN_STEPS``                   optimiser steps of a run; 200
+``LIDIV_LEARN_STEPS``                   optimiser steps of a run; 300
 ``LIDIV_LEARN_RATE``                    learning rate; 1.5e-3
 ``LIDIV_LEARN_ANCHOR``                  weight of the penalty for leaving the base weights; 1e-4
 ``LIDIV_LEARN_BLEND``                   how far the weights go from the base weights to those that
-                                        training came to, 0 to 1; 0.3
+                                        training came to, 0 to 1; 0.35
 ``LIDIV_LEARN_HOLDOUT``                 share of the images that is held out; 0.25
 ``LIDIV_LEARN_THREADS``                 CPU threads of a run; half of the cores
 ``LIDIV_LEARN_NICE``                    how far a run steps back behind serving, 0 to 19; 10
@@ -90,10 +90,10 @@ class LearningSettings(BaseSettings):
     pause_minutes: float = Field(default=60.0, ge=0)
     projects: dict[str, Thresholds] = Field(default_factory=dict)
     minutes: float = Field(default=6.0, gt=0)
-    steps: int = Field(default=200, gt=0)
+    steps: int = Field(default=300, gt=0)
     rate: float = Field(default=1.5e-3, gt=0)
     anchor: float = Field(default=1e-4, ge=0)
-    blend: float = Field(default=0.3, gt=0, le=1)
+    blend: float = Field(default=0.35, gt=0, le=1)
     holdout: float = Field(default=0.25, ge=0, le=1)
     threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), gt=0)
     nice: int = Field(default=10, ge=0, le=19)

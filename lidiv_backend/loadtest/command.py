@@ -51,6 +51,8 @@ _MEASURED = (
 # After the time is over, what was asked may be answered so long.
 _ENDING_SECONDS = 30.0
 _SAMPLE_SECONDS = 1.0
+#: Percent of the image away from an object's middle, and whether positive.
+_WARM_CLICKS = ((0.0, 0.0, True), (8.0, -10.0, True), (-12.0, 6.0, False))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -321,17 +323,22 @@ def _measure(args: argparse.Namespace, folder: Path) -> Measured:
 
 
 def _warm_up(url: str, images: PhotoHost, count: int) -> None:
-    """Open images that no annotator will get, with a few clicks each."""
+    """Open images that no annotator will get, and click on two objects in each.
+
+    As annotators do, so that what is kept of clicks is full as well, not of images alone.
+    """
     # Annotators' images have larger numbers.
     for number in tqdm(range(1, min(count, 9999) + 1), desc="Warming up", disable=not count):
         width, height = images.sizes[number % len(images.sizes)]
         task = PlayedTask(number=number, image=f"{UPLOADS}{number}.jpg", width=width, height=height)
-        clicks: list[PlayedClick] = []
-        for place in (30.0, 70.0):
-            clicks.append(PlayedClick(id=f"{number}-{place:g}", x=place, y=50.0))
-            body = predict_body(task, clicks, recommended_label_config())
-            answer = requests.post(f"{url}/predict", json=body, timeout=READY_SECONDS)
-            answer.raise_for_status()
+        for middle in (30.0, 70.0):
+            clicks: list[PlayedClick] = []
+            for x, y, positive in _WARM_CLICKS:
+                name = f"{number}-{middle:g}-{len(clicks)}"
+                clicks.append(PlayedClick(id=name, x=middle + x, y=50 + y, positive=positive))
+                body = predict_body(task, clicks, recommended_label_config())
+                answer = requests.post(f"{url}/predict", json=body, timeout=READY_SECONDS)
+                answer.raise_for_status()
 
 
 def _play(
