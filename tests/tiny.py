@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lidiv_backend.clicks import Click
 from lidiv_backend.model import InferenceConfig, Model, ModelDescription, build_networks, save_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import PromptChannels
 from lidiv_backend.networks.proposal import ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
-from lidiv_backend.predictor import CACHE_BYTES, EmbeddingCaches, Predictor
+from lidiv_backend.predictor import CACHE_BYTES, EmbeddingCaches, Predictor, Proposal
 from lidiv_backend.records import AnnotatedImage, ObjectMask
 
 CPU = torch.device("cpu")
@@ -134,3 +136,35 @@ class PaintedSet:
                 for k, mask in enumerate(masks)
             ),
         )
+
+
+class Drawn:
+    """A method with one proposal for a click; tests say by `draw` what it is."""
+
+    version = "drawn"
+
+    def embed(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Keep the image as it is."""
+        return rgb
+
+    def predict(
+        self,
+        image: NDArray[np.uint8],
+        clicks: Sequence[Click],
+        previous: NDArray[np.bool_] | None = None,
+    ) -> list[Proposal]:
+        """Answer what `draw` gives."""
+        mask, score = self.draw(image, clicks)
+        return [Proposal(mask=mask, score=score, head=0)]
+
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
+        """Give a mask, and the IoU that is expected of it."""
+        raise NotImplementedError
+
+
+def painted_alike(image: NDArray[np.uint8], click: Click) -> NDArray[np.bool_]:
+    """Find the object of a `PaintedSet` that was clicked on."""
+    mask: NDArray[np.bool_] = (image == image[round(click.y), round(click.x)]).all(-1)
+    return mask

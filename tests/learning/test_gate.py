@@ -21,39 +21,33 @@ from lidiv_backend.learning.gate import (
     judge,
     with_masks_of,
 )
-from lidiv_backend.predictor import Proposal
 from lidiv_backend.records import AnnotatedImage
-from tests.tiny import PaintedSet
+from tests.tiny import Drawn, PaintedSet, painted_alike
 
 
-class Painter:
+class Painter(Drawn):
     """Knows a painted object after so many clicks; before, it shows nothing."""
 
     def __init__(self, clicks: int) -> None:
         self.clicks = clicks
         self.version = f"painter-{clicks}"
 
-    def embed(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return rgb
-
-    def predict(
-        self,
-        image: NDArray[np.uint8],
-        clicks: Sequence[Click],
-        previous: NDArray[np.bool_] | None = None,
-    ) -> list[Proposal]:
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
         first = clicks[0]
-        colour = image[round(first.y), round(first.x)]
-        mask = (image == colour).all(-1)
+        mask = painted_alike(image, first)
         # Shrunk from the bottom, so that more clicks are possible.
         missing = max(0, self.clicks - len(clicks))
         if missing:
             mask &= np.arange(mask.shape[0])[:, None] < round(first.y) + 1
-        return [Proposal(mask=mask, score=1.0, head=0)]
+        return mask, 1.0
 
 
 class Fails(Painter):
-    def predict(self, *_: object, **__: object) -> list[Proposal]:
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
         raise ZeroDivisionError
 
 
@@ -85,20 +79,16 @@ def test_clicks_are_counted_side_by_side() -> None:
 class Grows(Painter):
     """Reaches an IoU of about 0.82, 0.87 and 0.95 with the second, fourth and seventh click."""
 
-    def predict(
-        self,
-        image: NDArray[np.uint8],
-        clicks: Sequence[Click],
-        previous: NDArray[np.bool_] | None = None,
-    ) -> list[Proposal]:
-        first = clicks[0]
-        mask = (image == image[round(first.y), round(first.x)]).all(-1)
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
+        mask = painted_alike(image, clicks[0])
         inside = np.flatnonzero(mask)
         share = 0.95 if len(clicks) >= 7 else 0.87 if len(clicks) >= 4 else 0.82
         kept = inside[: round(share * len(inside)) if len(clicks) >= 2 else 1]
         found = np.zeros(mask.size, bool)
         found[kept] = True
-        return [Proposal(mask=found.reshape(mask.shape), score=1.0, head=0)]
+        return found.reshape(mask.shape), 1.0
 
 
 def test_clicks_to_several_targets_are_averaged() -> None:
@@ -129,14 +119,11 @@ class Remembers(Painter):
         super().__init__(1)
         self.firsts: list[tuple[float, float]] = []
 
-    def predict(
-        self,
-        image: NDArray[np.uint8],
-        clicks: Sequence[Click],
-        previous: NDArray[np.bool_] | None = None,
-    ) -> list[Proposal]:
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
         self.firsts.append((clicks[0].x, clicks[0].y))
-        return super().predict(image, clicks, previous)
+        return super().draw(image, clicks)
 
 
 def test_the_same_masks_are_measured_whatever_they_are_called() -> None:
@@ -251,18 +238,15 @@ class Blobs(Painter):
         super().__init__(clicks)
         self.masks = masks
 
-    def predict(
-        self,
-        image: NDArray[np.uint8],
-        clicks: Sequence[Click],
-        previous: NDArray[np.bool_] | None = None,
-    ) -> list[Proposal]:
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
         first = clicks[0]
         wanted = [mask for mask in self.masks if mask[round(first.y), round(first.x)]]
         mask = min(wanted, key=lambda mask: abs(_middle(mask) - (first.x, first.y)).sum())
         if len(clicks) < self.clicks:
             mask = mask & (np.arange(mask.shape[0])[:, None] < round(first.y) + 1)
-        return [Proposal(mask=mask, score=1.0, head=0)]
+        return mask, 1.0
 
 
 def _middle(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -16,8 +16,9 @@ from lidiv_backend.learning import photographs as module
 from lidiv_backend.learning.gate import compare, is_worse
 from lidiv_backend.learning.photographs import OwnMasks, Pasted, photographs
 from lidiv_backend.model import load_model, save_model
-from lidiv_backend.predictor import Predictor, Proposal
+from lidiv_backend.predictor import Predictor
 from tests.fake_engine import FakeEngine
+from tests.tiny import Drawn
 
 HEIGHT, WIDTH = 120, 160
 #: Each photograph is of one colour, and so is all that is cut out of it.
@@ -25,7 +26,7 @@ COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (180, 180, 20))
 Answer = Callable[[Click], tuple[NDArray[np.bool_], float]]
 
 
-class Answers:
+class Answers(Drawn):
     """Answers a click as a test says, with a mask and the IoU that is expected of it."""
 
     version = "answers"
@@ -34,17 +35,10 @@ class Answers:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
 
-    def embed(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return rgb
-
-    def predict(
-        self,
-        image: NDArray[np.uint8],
-        clicks: Sequence[Click],
-        previous: NDArray[np.bool_] | None = None,
-    ) -> list[Proposal]:
-        mask, score = self.answer(clicks[-1])
-        return [Proposal(mask=mask, score=score, head=0)]
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
+        return self.answer(clicks[-1])
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.learning.gate import Comparison
-from lidiv_backend.predictor import Proposal
 from lidiv_backend.simulate_lab.day import Day, DayError, read_day, write_day
 from lidiv_backend.simulate_lab.outcome import draw, measured, table
 from lidiv_backend.simulate_lab.timing import Timing
-from tests.tiny import PaintedSet
+from tests.tiny import Drawn, PaintedSet, painted_alike
 
 DAY = Day(
     images=40,
@@ -35,27 +34,21 @@ DAY = Day(
 )
 
 
-class Painter:
+class Painter(Drawn):
     """Shows the clicked object, or only what is left of the first click."""
 
     def __init__(self, *, whole: bool) -> None:
         self.whole = whole
         self.version = f"painter-{whole}"
 
-    def embed(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return rgb
-
-    def predict(
-        self,
-        image: NDArray[np.uint8],
-        clicks: Sequence[Click],
-        previous: NDArray[np.bool_] | None = None,
-    ) -> list[Proposal]:
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
         first = clicks[0]
-        mask = (image == image[round(first.y), round(first.x)]).all(-1)
+        mask = painted_alike(image, first)
         if not self.whole and len(clicks) < 3:
             mask &= np.arange(mask.shape[1]) <= first.x
-        return [Proposal(mask=mask, score=1.0, head=0)]
+        return mask, 1.0
 
 
 def test_a_day_survives_being_written(tmp_path: Path) -> None:
