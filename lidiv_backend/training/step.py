@@ -196,15 +196,8 @@ class TrainingStep(nn.Module):
         iou = hard_iou(truth, masks, valid)
         rated = None
         if self.selection is not None:
-            # The pooled g does not care about order; the paper's must not learn it, and would run
-            # after one that all examples of a step had in common.
-            order = torch.arange(masks.shape[1]).expand(iou.shape)
-            if self.training:
-                order = torch.rand(iou.shape).argsort(1)
-            order = order.to(masks.device)
             features = [part.detach().float() for part in decoded.features]
-            seen = masks.gather(1, order[..., None, None].expand_as(masks))
-            shuffled = self.selection(rgb, prompt, seen, features).float()
-            loss = loss + self.selection.loss(shuffled, iou.gather(1, order))
-            rated = torch.empty_like(shuffled).scatter(1, order, shuffled).detach()
+            rated = self.selection(rgb, prompt, masks, features).float()
+            loss = loss + self.selection.loss(rated, iou)
+            rated = rated.detach()
         return Outcome(loss=loss, iou=iou, rated=rated, masks=masks)

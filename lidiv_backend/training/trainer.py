@@ -436,7 +436,7 @@ class Trainer:
                 multiprocessing_context="forkserver" if self.options.workers else None,
                 prefetch_factor=4 if self.options.workers else None,
                 worker_init_fn=ignore_interrupts,
-                # Its own, so that a resumed run draws the same orders of masks for g.
+                # Its own: what is random in a run does not depend on how it is read.
                 generator=torch.Generator(),
             )
         )
