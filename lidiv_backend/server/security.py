@@ -196,8 +196,8 @@ def require_webhook_secret(request: Request, settings: Settings, action: str) ->
     """
     if carries_webhook_secret(request, settings):
         return
-    secret = bool(settings.webhook_secret.get_secret_value())
-    may_log_in = bool(settings.basic_auth_user) or action == "START_TRAINING" or not secret
+    has_secret = bool(settings.webhook_secret.get_secret_value())
+    may_log_in = bool(settings.basic_auth_user) or action == "START_TRAINING" or not has_secret
     if may_log_in and _has_login(request, settings):
         return
     raise UnauthorizedError(

@@ -15,6 +15,7 @@ from flask import Flask
 
 from lidiv_backend.labelstudio.connect import SECRET_HEADER
 from lidiv_backend.server.app import backend_of
+from lidiv_backend.server.security import RateLimit
 from tests.image_host import Answer, ImageHost, encoded, pixels
 from tests.labelstudio import golden
 from tests.server.conftest import UPLOAD
@@ -216,10 +217,15 @@ def test_without_the_login_nothing_is_told_or_done(
     assert label_studio.paths() == []
 
 
+def limit(app: Flask, per_second: float) -> None:
+    """Let each client ask so often, with a clock that stands still."""
+    app.extensions["lidiv_limit"] = RateLimit(per_second, clock=lambda: 0.0)
+
+
 def test_passwords_are_guessed_slowly(make_app: Callable[..., Flask]) -> None:
     # So few a second that no time passes, as far as this test goes.
     app = make_app(**LOGIN, requests_per_second=0.001)
-    app.extensions["lidiv_limit"] = type(app.extensions["lidiv_limit"])(100.0, clock=lambda: 0.0)
+    limit(app, 100.0)
     client = app.test_client()
     statuses = [
         client.post("/predict", json={}, headers=authorization("lab", str(number))).status_code
@@ -240,7 +246,7 @@ def test_passwords_are_guessed_slowly(make_app: Callable[..., Flask]) -> None:
 
 def test_events_of_label_studio_are_not_limited(make_app: Callable[..., Flask]) -> None:
     app = make_app(webhook_secret="placeholder")
-    app.extensions["lidiv_limit"] = type(app.extensions["lidiv_limit"])(1.0, clock=lambda: 0.0)
+    limit(app, 1.0)
     client = app.test_client()
 
     def status(secret: str) -> int:
@@ -259,7 +265,7 @@ def test_clients_behind_a_proxy_are_told_apart_where_it_is_named(
     make_app: Callable[..., Flask], proxies: int, alike: bool
 ) -> None:
     app = make_app(proxies=proxies)
-    app.extensions["lidiv_limit"] = type(app.extensions["lidiv_limit"])(1.0, clock=lambda: 0.0)
+    limit(app, 1.0)
     client = app.test_client()
 
     def status(address: str) -> int:
