@@ -227,10 +227,11 @@ class SideBySide:
         phase = _PHASES[number]
         offset = number * self.budget.steps
         config = self.variants[0].config(self.budget)
-        draws = Draws(self.images, config, length=offset + steps)
+        each = self.budget.images
+        draws = Draws(self.images, config, length=(offset + steps) * each)
         loader = DataLoader(
-            Subset(draws, range(offset + begin, offset + steps)),
-            batch_size=1,
+            Subset(draws, range((offset + begin) * each, len(draws))),
+            batch_size=each,
             num_workers=self.workers,
             collate_fn=list,
             multiprocessing_context="forkserver" if self.workers else None,
@@ -277,8 +278,6 @@ class SideBySide:
                     features = vgg(batch.rgb)
             for student in students:
                 started = monotonic()
-                # Each shuffles its masks alike, whoever was before it.
-                torch.manual_seed(1_000_003 * self.budget.seed + offset + step)
                 seen = () if student.variant.proposal.encoder is None else features
                 outcome: Outcome = student.step(
                     batch.rgb, seen, batch.owner, prompt, batch.truth, batch.valid

@@ -24,7 +24,9 @@ class Budget:
     Parameters
     ----------
     steps, selection_steps
-        Optimiser steps of f, and of g behind it; an example each.
+        Optimiser steps of f, and of g behind it.
+    images, targets
+        Images for a step, and examples (an object with clicks) for each image.
     crop
         Side of the square that is cut from each image, in pixels; None trains on whole images.
     zoom
@@ -34,6 +36,9 @@ class Budget:
     warmup
         Steps until the rate is reached; it then falls to 0 along a cosine. With 0 it is constant,
         as in the paper.
+    relaxation
+        Part of the mean over all M in f's loss. With few steps most of the M masks are never the
+        best one and stay as they began; with the paper's many, 0.
     longest_side
         Images are reduced to this when the trained networks are used; None keeps their size.
     seed
@@ -43,40 +48,51 @@ class Budget:
     steps: int
     selection_steps: int
     crop: int | None
+    images: int = 1
+    targets: int = 1
     zoom: tuple[float, float] = (1.0, 1.0)
     rate: float
     warmup: int = 0
+    relaxation: float = 0.0
     longest_side: int | None = None
     seed: int = 0
 
     def __str__(self) -> str:
         where = "whole images" if self.crop is None else f"crops of {self.crop} pixels"
         fall = f", warm-up of {self.warmup} steps, then a cosine" if self.warmup else ", constant"
+        mean = f", {self.relaxation:g} of the mean over all masks" if self.relaxation else ""
         return (
-            f"{self.steps} steps for f and {self.selection_steps} for g, one object of one image "
-            f"a step, {where}, learning rate {self.rate:g}{fall}, seed {self.seed}"
+            f"{self.steps} steps for f and {self.selection_steps} for g, images a step: "
+            f"{self.images}, examples of each: {self.targets}, {where}, learning rate "
+            f"{self.rate:g}{fall}{mean}, seed {self.seed}"
         )
 
 
 #: For two hours on one core, measuring included: which way things point.
 QUICK = Budget(
-    steps=600,
-    selection_steps=250,
+    steps=500,
+    selection_steps=200,
+    images=2,
+    targets=4,
     crop=64,
     zoom=(0.25, 0.55),
     rate=1e-3,
     warmup=30,
+    relaxation=0.05,
     longest_side=128,
 )
 #: For an afternoon on two cores, measuring included.
 AFTERNOON = Budget(
-    steps=3000,
-    selection_steps=1250,
-    crop=128,
-    zoom=(0.5, 1.1),
+    steps=1200,
+    selection_steps=500,
+    images=2,
+    targets=4,
+    crop=96,
+    zoom=(0.375, 0.825),
     rate=1e-3,
-    warmup=100,
-    longest_side=256,
+    warmup=50,
+    relaxation=0.05,
+    longest_side=192,
 )
 #: The paper's: 100 epochs at full size.
 FULL = Budget(
@@ -117,8 +133,10 @@ class Variant:
             proposal=self.proposal,
             selection=self.selection,
             inference=InferenceConfig(longest_side=budget.longest_side),
-            loss=self.loss,
+            loss=replace(self.loss, relaxation=budget.relaxation),
             steps=budget.steps,
+            images=budget.images,
+            targets=budget.targets,
             crop=budget.crop,
             zoom=budget.zoom,
             rate=self.rate or budget.rate,
