@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("lidiv_backend.server.restore", "Put back what `lidiv backup` wrote."),
     "loadtest": ("lidiv_backend.loadtest.command", "See how many annotators this machine bears."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
+    "references": (
+        "lidiv_backend.training.references",
+        "Note down what the images are like that weights were trained on.",
+    ),
     "connect": (
         "lidiv_backend.labelstudio.connect_command",
         "Connect the backend to a Label Studio.",

@@ -31,11 +31,15 @@ from lidiv_backend.networks.selection import (
     SelectionNetwork,
     build_selection_network,
 )
+from lidiv_backend.scope import Scope
 from lidiv_backend.weights import load_tensors, save_tensors
 
 _FORMAT = 1
 _DESCRIPTION = "model.json"
 _PROPOSAL, _SELECTION = "f.safetensors", "g.safetensors"
+_ELSEWHERE, _REFERENCES = "elsewhere.safetensors", "references.safetensors"
+# What `_ELSEWHERE` holds: the scope, and the weights of f and g under these names.
+_OWN, _OTHERS, _F, _G = "own", "others", "f.", "g."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,23 @@ class ModelDescription:
     results: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Elsewhere:
+    """What answers where a fine-tuned model does not.
+
+    Parameters
+    ----------
+    scope
+        Images outside of it are meant.
+    proposal, selection
+        f and g, of the same architectures as those of the model.
+    """
+
+    scope: Scope
+    proposal: ProposalNetwork
+    selection: SelectionNetwork | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Networks with trained weights.
@@ -99,12 +120,19 @@ class Model:
         Name and checksum, for example ``default-1a2b3c4d5e``.
     proposal, selection
         f and g.
+    references
+        float32 (K, D), what the images of its training are like, see
+        `lidiv_backend.scope.describe_image`; None where it is not known.
+    elsewhere
+        What answers on images unlike those that it was fine-tuned on; None if it answers itself.
     """
 
     description: ModelDescription
     version: str
     proposal: ProposalNetwork
     selection: SelectionNetwork | None
+    references: Tensor | None = None
+    elsewhere: Elsewhere | None = None
 
 
 def build_networks(
@@ -236,15 +264,51 @@ def load_model(name: str | Path) -> Model:
     description = read_description(folder)
     files = _files(folder)
     proposal, selection = build_networks(description.proposal, description.selection)
-    _fill(proposal, folder, _PROPOSAL, files)
+    _fill(proposal, folder / _PROPOSAL, _load(folder, _PROPOSAL, files))
     if selection is not None:
-        _fill(selection, folder, _SELECTION, files)
+        _fill(selection, folder / _SELECTION, _load(folder, _SELECTION, files))
+    references: Tensor | None = None
+    if _REFERENCES in files:
+        references = _rows(folder / _REFERENCES, _load(folder, _REFERENCES, files), _OTHERS)
+    elsewhere: Elsewhere | None = None
+    if _ELSEWHERE in files:
+        elsewhere = _elsewhere(description, folder / _ELSEWHERE, _load(folder, _ELSEWHERE, files))
     return Model(
         description=description,
         version=_version(description, files),
         proposal=proposal.eval().requires_grad_(False),
         selection=None if selection is None else selection.eval().requires_grad_(False),
+        references=references,
+        elsewhere=elsewhere,
     )
+
+
+def _elsewhere(
+    description: ModelDescription, path: Path, tensors: Mapping[str, Tensor]
+) -> Elsewhere:
+    scope = Scope(own=_rows(path, tensors, _OWN), others=_rows(path, tensors, _OTHERS))
+    proposal, selection = build_networks(description.proposal, description.selection)
+    for network, prefix in ((proposal, _F), (selection, _G)):
+        if network is not None:
+            own = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+            _fill(network, path, own)
+            network.eval().requires_grad_(False)
+    return Elsewhere(scope=scope, proposal=proposal, selection=selection)
+
+
+def _rows(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Descriptions of images, float32 (N, D)."""
+    rows = tensors.get(name)
+    if rows is None or rows.ndim != 2 or not len(rows):
+        raise WeightsError(
+            f"{path} does not say what images are like ({name}).",
+            remedy="Restore the folder, or train again.",
+        )
+    return rows.float()
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -258,18 +322,21 @@ def _files(folder: Path) -> dict[str, str]:
     return files
 
 
-def _fill(network: torch.nn.Module, folder: Path, name: str, files: Mapping[str, str]) -> None:
+def _load(folder: Path, name: str, files: Mapping[str, str]) -> Mapping[str, Tensor]:
     if name not in files:
         raise WeightsError(
             f"{folder / _DESCRIPTION} names no {name}.",
             remedy="Restore the folder, or train again.",
         )
-    tensors = load_tensors(folder / name, sha256=files[name])
+    return load_tensors(folder / name, sha256=files[name])
+
+
+def _fill(network: torch.nn.Module, path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise WeightsError(
-            f"{folder / name} does not fit the architecture in {_DESCRIPTION}: {error}",
+            f"{path} does not fit the architecture in {_DESCRIPTION}: {error}",
             remedy="Use the version of LiDiv that wrote it.",
         ) from error
 
@@ -280,7 +347,12 @@ def _version(description: ModelDescription, files: Mapping[str, str]) -> str:
         # Weights from before there was this setting keep their version.
         del inference["zoom_side"]
     identity = json.dumps(
-        [description.proposal.to_json(), inference, sorted(files.items())],
+        [
+            description.proposal.to_json(),
+            inference,
+            # References change no answer.
+            sorted(item for item in files.items() if item[0] != _REFERENCES),
+        ],
         sort_keys=True,
     )
     return f"{description.name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
@@ -291,6 +363,9 @@ def save_model(
     description: ModelDescription,
     proposal: Mapping[str, Tensor],
     selection: Mapping[str, Tensor] | None,
+    *,
+    references: Tensor | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> str:
     """Write a folder of weights; each file aside first and then renamed.
 
@@ -302,6 +377,8 @@ def save_model(
         What the weights are.
     proposal, selection
         State dicts of f and g.
+    references, elsewhere
+        See `Model`.
 
     Returns
     -------
@@ -309,17 +386,33 @@ def save_model(
         The version.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        _PROPOSAL: proposal,
+        _SELECTION: selection,
+        _REFERENCES: None if references is None else {_OTHERS: references.half()},
+        _ELSEWHERE: None if elsewhere is None else _tensors(elsewhere),
+    }
     files = {
         name: save_tensors(tensors, folder / f"{name}.part")
-        for name, tensors in ((_PROPOSAL, proposal), (_SELECTION, selection))
+        for name, tensors in contents.items()
         if tensors is not None
     }
-    for name in files:
-        (folder / f"{name}.part").replace(folder / name)
-    if selection is None:
-        (folder / _SELECTION).unlink(missing_ok=True)
+    for name in contents:
+        if name in files:
+            (folder / f"{name}.part").replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     _write_description(folder, description, files)
     return _version(description, files)
+
+
+def _tensors(elsewhere: Elsewhere) -> dict[str, Tensor]:
+    scope = elsewhere.scope
+    tensors = {_OWN: scope.own.half(), _OTHERS: scope.others.half()}
+    for network, prefix in ((elsewhere.proposal, _F), (elsewhere.selection, _G)):
+        if network is not None:
+            tensors |= {prefix + name: value for name, value in network.state_dict().items()}
+    return tensors
 
 
 def _write_description(

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -17,11 +18,14 @@ from torch import Tensor
 from lidiv_backend.caching import BoundedCache
 from lidiv_backend.clicks import Click, pack_clicks, validate_clicks
 from lidiv_backend.devices import best_precision, choose_device, place
-from lidiv_backend.errors import BadClickError, BadImageError
+from lidiv_backend.errors import BadClickError, BadImageError, BadRequestError
 from lidiv_backend.model import InferenceConfig, Model, load_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
+from lidiv_backend.networks.proposal import ProposalNetwork
+from lidiv_backend.networks.selection import SelectionNetwork
 from lidiv_backend.observing import cache_asked, stage
+from lidiv_backend.scope import describe_image
 from lidiv_backend.turns import Step, hurrying, turn
 from lidiv_backend.zoom import Shown, Window, choose_window
 
@@ -35,6 +39,8 @@ _MEMO_BYTES = 32 * 2**20
 _WINDOW_BYTES = 96 * 2**20
 #: Longer side of the pixels that are kept of an image, for looking closer.
 _PIXELS_SIDE = 2048
+
+_Networks = tuple[ProposalNetwork, SelectionNetwork | None]
 
 
 class Proposal:
@@ -160,6 +166,9 @@ class ImageEmbedding:
     pixels
         uint8 (H', W', 3), the image for looking closer, large ones reduced; None where the model
         never does.
+    covered
+        Whether the model answers; otherwise the image is unlike those that it was fine-tuned on,
+        and `Model.elsewhere` does.
     """
 
     key: str
@@ -168,6 +177,7 @@ class ImageEmbedding:
     small: Tensor
     projected: tuple[Tensor, ...]
     pixels: NDArray[np.uint8] | None = None
+    covered: bool = True
 
     @property
     def rgb(self) -> Tensor:
@@ -278,9 +288,10 @@ class Predictor:
         self.device = device
         self.precision = precision
         self._encoder = encoder
-        self._proposal = model.proposal
-        self._selection = model.selection
-        for module in (encoder, model.proposal, model.selection):
+        self._networks: dict[bool, _Networks] = {True: (model.proposal, model.selection)}
+        if model.elsewhere is not None:
+            self._networks[False] = model.elsewhere.proposal, model.elsewhere.selection
+        for module in (encoder, *chain(*self._networks.values())):
             if module is not None:
                 place(module, device)
         self._caches = caches or EmbeddingCaches.of(cache_bytes)
@@ -342,7 +353,8 @@ class Predictor:
     @property
     def expects_iou(self) -> bool:
         """Whether a proposal's score is the IoU that is expected of it."""
-        return self._selection is not None and self._selection.expects_iou
+        selection = self.model.selection
+        return selection is not None and selection.expects_iou
 
     def embed(self, rgb: NDArray[np.uint8]) -> ImageEmbedding:
         """Compute everything that no click changes, once for an image.
@@ -475,7 +487,7 @@ class Predictor:
 
     def _resize(self, rgb: NDArray[np.uint8], inference: InferenceConfig) -> NDArray[np.uint8]:
         height, width = rgb.shape[:2]
-        target = input_size(height, width, inference, multiple=self._proposal.multiple)
+        target = input_size(height, width, inference, multiple=self.model.proposal.multiple)
         if target == (height, width):
             return np.ascontiguousarray(rgb)
         shrinks = target[0] * target[1] < height * width
@@ -527,7 +539,9 @@ class Predictor:
                 longest_side=self.model.description.inference.zoom_side,
             )
             small = self._resize(pixels[rows, columns], inference)
-            return self._embed(key, small, height=window.height, width=window.width)
+            return self._embed(
+                key, small, height=window.height, width=window.width, covered=image.covered
+            )
 
         # A click must not wait until nobody waits, if what gets ready for it came first.
         with hurrying(key):
@@ -547,7 +561,7 @@ class Predictor:
             clicks = [window.moved(click) for click in clicks]
         previous: Tensor | None = None
         if shown is not None:
-            stride = self._proposal.output_stride
+            stride = self.model.proposal.output_stride
             size = view.small.shape[-2] // stride, view.small.shape[-1] // stride
             previous = torch.from_numpy(shown.seen_in(window, size))[None, None].to(self.device)
         logits, scores = self._propose(view, clicks, previous)
@@ -557,8 +571,15 @@ class Predictor:
 
     @torch.inference_mode()
     def _embed(
-        self, key: str, small: NDArray[np.uint8], *, height: int, width: int
+        self,
+        key: str,
+        small: NDArray[np.uint8],
+        *,
+        height: int,
+        width: int,
+        covered: bool | None = None,
     ) -> ImageEmbedding:
+        """Embed an image or a window of it; ``covered`` is decided by the image if not given."""
         with turn(Step.EMBED, key):
             # A copy: torch takes no arrays that are read-only, as those of Pillow are.
             seen = torch.tensor(small, device=self.device).permute(2, 0, 1).unsqueeze(0)
@@ -566,8 +587,39 @@ class Predictor:
             rgb = image.rgb
             with stage("embed", settle=self._settle), self._autocast():
                 features = () if self._encoder is None else self._encoder(rgb)
-                projected = self._proposal.project(rgb, features)
-        return replace(image, projected=projected)
+                if covered is None:
+                    elsewhere = self.model.elsewhere
+                    covered = elsewhere is None or elsewhere.scope.covers(describe_image(features))
+                proposal, _ = self._networks[covered]
+                projected = proposal.project(rgb, features)
+        return replace(image, projected=projected, covered=covered)
+
+    @torch.inference_mode()
+    def describe(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """What an image is like, see `lidiv_backend.scope.describe_image`.
+
+        Parameters
+        ----------
+        rgb
+            uint8 (H, W, 3), upright.
+
+        Raises
+        ------
+        BadRequestError
+            If the model has no encoder that could tell.
+        """
+        if self._encoder is None:
+            raise BadRequestError(
+                f"{self.version} has no encoder, which could tell what an image is like.",
+                remedy="Take weights whose f sees an encoder's features.",
+            )
+        small = torch.tensor(
+            self._resize(rgb, self.model.description.inference), device=self.device
+        )
+        seen = small.permute(2, 0, 1).unsqueeze(0).float().div_(255)
+        with self._autocast():
+            features = self._encoder(seen.contiguous(memory_format=torch.channels_last))
+        return describe_image(features)
 
     @torch.inference_mode()
     def _propose(
@@ -578,16 +630,17 @@ class Predictor:
             packed = pack_clicks([clicks], scale=image.scale).to(self.device)
             prompt = Prompt(clicks=packed, previous=shown)
             with stage("propose", settle=self._settle), self._autocast():
-                decoded = self._proposal(image.projected, prompt)
+                proposal, selection = self._networks[image.covered]
+                decoded = proposal(image.projected, prompt)
                 logits = decoded.logits.float()
             with stage("select"), self._autocast():
-                if self._selection is None:
+                if selection is None:
                     # Ranked diversity: f ranks its own outputs.
                     scores = 0.5 ** torch.arange(1.0, logits.shape[1] + 1)
                 else:
                     features = tuple(part.float() for part in decoded.features)
-                    rated = self._selection(image.rgb, prompt, logits.sigmoid(), features)
-                    scores = self._selection.score(rated.float())[0]
+                    rated = selection(image.rgb, prompt, logits.sigmoid(), features)
+                    scores = selection.score(rated.float())[0]
                 return logits[0].cpu(), scores.cpu()
 
     def _shown_before(

@@ -33,16 +33,20 @@ from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.snapshot import Snapshot, SnapshotImage, SnapshotSet
 from lidiv_backend.learning.vault import Vault
 from lidiv_backend.model import (
+    Elsewhere,
     InferenceConfig,
     Model,
     ModelDescription,
     load_model,
     save_model,
 )
-from lidiv_backend.predictor import input_size
+from lidiv_backend.networks.encoders import build_encoder
+from lidiv_backend.predictor import Predictor, input_size
 from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
+from lidiv_backend.scope import Scope
 from lidiv_backend.training.checkpoints import CheckpointFolder
 from lidiv_backend.training.config import LossConfig, TrainingConfig
+from lidiv_backend.training.references import describe_images
 from lidiv_backend.training.simulation import DosProtocol
 from lidiv_backend.training.trainer import RunOptions, Trainer
 
@@ -59,6 +63,10 @@ _IMAGES, _TARGETS, _CROP = 4, 3, 192
 # Examples are drawn from so many places; only their shares matter.
 _PLACES = 1 << 20
 _CACHE_BYTES = 300 * 2**20
+#: Of so many images that were learnt from it is kept what they are like.
+_OWN_IMAGES = 256
+#: Weights that answer on every image go at most so far from those that LiDiv came with.
+_CAREFUL_BLEND = 0.35
 
 
 class MixedSet:
@@ -376,14 +384,58 @@ def finetune(
     weights = trainer.run()
     if trainer.interrupted:
         raise KeyboardInterrupt
-    blend(weights, origin, settings.blend)
+    elsewhere = _elsewhere(origin, data, device)
+    blend(weights, origin, settings.blend if elsewhere else min(settings.blend, _CAREFUL_BLEND))
     learn_choices(
         weights,
         AtInferenceSize(data.chosen(), config.inference, multiple=multiple),
         rate=_CHOICES_RATE,
         seed=settings.seed,
     )
+    if elsewhere is not None:
+        _confine(weights, elsewhere)
     return weights
+
+
+def _elsewhere(origin: Model, data: TuningData, device: torch.device) -> Elsewhere | None:
+    """What answers where images are unlike the lab's; None where they cannot be told apart."""
+    known = origin.elsewhere
+    others = origin.references if known is None else known.scope.others
+    if others is None:
+        return None
+    trained = SnapshotSet(data.snapshot.part(held_out=False), data.vault, name="trained")
+    encoder = origin.description.proposal.encoder
+    predictor = Predictor(
+        origin,
+        None if encoder is None else build_encoder(encoder),
+        device=device,
+        precision=best_precision(device),
+    )
+    own = describe_images(predictor, trained, limit=_OWN_IMAGES)
+    if own is None:
+        return None
+    before = origin if known is None else known
+    return Elsewhere(
+        scope=Scope(own=own, others=others),
+        proposal=before.proposal,
+        selection=before.selection,
+    )
+
+
+def _confine(weights: Path, elsewhere: Elsewhere) -> None:
+    """Say where a folder of weights does not answer; the folder is written anew."""
+    model = load_model(weights)
+    scope = elsewhere.scope
+    told = {"own": len(scope.own), "others": len(scope.others)}
+    save_model(
+        weights,
+        dataclasses.replace(
+            model.description, training={**model.description.training, "scope": told}
+        ),
+        model.proposal.state_dict(),
+        None if model.selection is None else model.selection.state_dict(),
+        elsewhere=elsewhere,
+    )
 
 
 def blend(weights: Path, origin: Model, share: float) -> None:

@@ -18,7 +18,9 @@ variable                                what it says
 ``LIDIV_LEARN_RATE``                    learning rate; 1.5e-3
 ``LIDIV_LEARN_ANCHOR``                  weight of the penalty for leaving the base weights; 1e-4
 ``LIDIV_LEARN_BLEND``                   how far the weights go from the base weights to those that
-                                        training came to, 0 to 1; 0.35
+                                        training came to, 0 to 1; 0.6, and at most 0.35 where the
+                                        base weights do not know what they were trained on, so that
+                                        the new ones answer on all images
 ``LIDIV_LEARN_HOLDOUT``                 share of the images that is held out; 0.25
 ``LIDIV_LEARN_THREADS``                 CPU threads of a run; half of the cores
 ``LIDIV_LEARN_NICE``                    how far a run steps back behind serving, 0 to 19; 10
@@ -93,7 +95,7 @@ class LearningSettings(BaseSettings):
     steps: int = Field(default=300, gt=0)
     rate: float = Field(default=1.5e-3, gt=0)
     anchor: float = Field(default=1e-4, ge=0)
-    blend: float = Field(default=0.35, gt=0, le=1)
+    blend: float = Field(default=0.6, gt=0, le=1)
     holdout: float = Field(default=0.25, ge=0, le=1)
     threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), gt=0)
     nice: int = Field(default=10, ge=0, le=19)

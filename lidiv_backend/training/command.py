@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Run `lidiv train`."""
     from lidiv_backend.training.data import open_image_set
     from lidiv_backend.training.pictures import draw_run
+    from lidiv_backend.training.references import write_references
     from lidiv_backend.training.trainer import RunOptions, Trainer
 
     config = training_preset(args.preset)
@@ -96,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         trainer.begin_with(load_model(args.begin_with))
     weights = trainer.run()
     if trainer.accelerator.is_main_process:
+        if trainer.finished:
+            write_references(weights, images)
         done = f"stopped after step {trainer.progress.step}: --resume goes on"
         print("finished" if trainer.finished else done)
         print(f"weights: {weights}\npicture: {draw_run(args.out)}")
