@@ -15,6 +15,7 @@ import torch
 from lidiv_backend import Click, Predictor
 from lidiv_backend.errors import WeightsError
 from lidiv_backend.model import (
+    Elsewhere,
     InferenceConfig,
     Model,
     build_networks,
@@ -26,12 +27,20 @@ from lidiv_backend.model import (
 )
 from lidiv_backend.networks.proposal import ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
+from lidiv_backend.scope import Scope
 from tests import tiny
 
 
 def save(folder: Path, made: Model) -> str:
     selection = None if made.selection is None else made.selection.state_dict()
-    return save_model(folder, made.description, made.proposal.state_dict(), selection)
+    return save_model(
+        folder,
+        made.description,
+        made.proposal.state_dict(),
+        selection,
+        references=made.references,
+        elsewhere=made.elsewhere,
+    )
 
 
 @pytest.fixture
@@ -104,6 +113,53 @@ class TestRoundTrip:
         assert version == f"{values['name']}-{digest[:10]}"
         (folder / "model.json").write_text(json.dumps(values))
         assert load_model(folder).version == version
+
+    def test_what_training_images_are_like_is_kept_and_does_not_change_the_version(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        made, references = load_model(folder), torch.tensor([[0.6, 0.8], [1.0, 0.0]])
+        described = dataclasses.replace(made, references=references)
+        assert save(tmp_path / "x", described) == made.version
+        found = load_model(tmp_path / "x")
+        assert found.references is not None
+        torch.testing.assert_close(found.references, references, atol=1e-3, rtol=0)
+        # Saved without them, none are left behind.
+        save(tmp_path / "x", made)
+        assert load_model(tmp_path / "x").references is None
+
+    @pytest.mark.parametrize("ranked", [False, True])
+    def test_what_answers_elsewhere_is_kept_and_is_part_of_the_version(
+        self, tmp_path: Path, ranked: bool
+    ) -> None:
+        about = tiny.description(ranked=ranked)
+        made, other = tiny.model(about), tiny.model(about, seed=1)
+        scope = Scope(own=torch.tensor([[0.6, 0.8]]), others=torch.tensor([[1.0, 0.0]]))
+        elsewhere = Elsewhere(scope=scope, proposal=other.proposal, selection=other.selection)
+        version = save(tmp_path / "x", dataclasses.replace(made, elsewhere=elsewhere))
+        assert version != save(tmp_path / "alone", made)
+        found = load_model(tmp_path / "x")
+        assert found.version == version
+        assert found.elsewhere is not None
+        torch.testing.assert_close(found.elsewhere.scope.own, scope.own, atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.elsewhere.scope.others, scope.others)
+        for before, after in (
+            (made.proposal, found.proposal),
+            (other.proposal, found.elsewhere.proposal),
+            (other.selection, found.elsewhere.selection),
+        ):
+            assert (before is None) == (after is None)
+            if before is not None and after is not None:
+                tensors = after.state_dict()
+                assert all(torch.equal(t, tensors[k]) for k, t in before.state_dict().items())
+
+    @pytest.mark.parametrize("rows", [torch.zeros(0, 2), torch.zeros(2)])
+    def test_a_scope_without_images_is_refused(self, tmp_path: Path, rows: torch.Tensor) -> None:
+        made = tiny.model(tiny.description())
+        scope = Scope(own=rows, others=torch.tensor([[1.0, 0.0]]))
+        elsewhere = Elsewhere(scope=scope, proposal=made.proposal, selection=made.selection)
+        save(tmp_path / "x", dataclasses.replace(made, elsewhere=elsewhere))
+        with pytest.raises(WeightsError, match="what images are like"):
+            load_model(tmp_path / "x")
 
     def test_results_do_not_change_the_version(self, folder: Path) -> None:
         version = load_model(folder).version

@@ -11,6 +11,7 @@ from torch import nn
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError
+from lidiv_backend.learning import finetune as finetune_module
 from lidiv_backend.learning.finetune import (
     AtInferenceSize,
     MixedSet,
@@ -23,8 +24,11 @@ from lidiv_backend.learning.finetune import (
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.snapshot import Snapshot, take_snapshot
 from lidiv_backend.learning.vault import Vault
-from lidiv_backend.model import InferenceConfig, load_model
+from lidiv_backend.model import InferenceConfig, Model, load_model, save_model
+from lidiv_backend.networks import encoders
+from lidiv_backend.networks.encoders import Encoder
 from lidiv_backend.records import AnnotatedImage
+from lidiv_backend.training import trainer as trainer_module
 from lidiv_backend.training.config import PRESETS, LossConfig
 from tests import tiny
 from tests.learning.conftest import MakeWeights
@@ -234,3 +238,75 @@ def test_time_is_limited(lab: Lab, vault: Vault, tmp_path: Path, make_weights: M
 def _distance(first: nn.Module, second: nn.Module) -> float:
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+class TestScope:
+    @pytest.fixture(autouse=True)
+    def _random_encoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def random(name: str) -> Encoder:
+            torch.manual_seed(0)
+            return encoders.build_encoder(name, pretrained=False)
+
+        for module in (finetune_module, trainer_module):
+            monkeypatch.setattr(module, "build_encoder", random)
+
+    @pytest.fixture
+    def base(self, tmp_path: Path) -> Model:
+        """A model that knows what it was trained on."""
+        about = dataclasses.replace(
+            tiny.description(name="default", pyramid=True, heads=2),
+            training={"crop": 32, "images": 1, "targets": 1, "joint": True},
+        )
+        made = tiny.model(about)
+        assert made.selection is not None
+        save_model(
+            tmp_path / "base",
+            about,
+            made.proposal.state_dict(),
+            made.selection.state_dict(),
+            references=nn.functional.normalize(torch.rand(3, 1216), dim=1),
+        )
+        return load_model(tmp_path / "base")
+
+    def test_other_images_are_left_to_the_base_weights(
+        self, lab: Lab, vault: Vault, tmp_path: Path, base: Model
+    ) -> None:
+        frozen = snapshot(lab, vault, tmp_path, 6)
+        tuned = load_model(finetune(base, base, data(frozen, vault), SETTINGS, tmp_path / "run"))
+        assert tuned.elsewhere is not None
+        assert base.references is not None
+        scope = tuned.elsewhere.scope
+        trained = len(frozen.part(held_out=False))
+        assert tuned.description.training["scope"] == {"own": trained, "others": 3}
+        assert len(scope.own) == trained
+        torch.testing.assert_close(scope.others, base.references)
+        assert tuned.description.training["blend"] == SETTINGS.blend
+        assert _distance(tuned.elsewhere.proposal, base.proposal) == 0
+        assert _distance(tuned.proposal, base.proposal) > 0
+        # Tuned again, images that are like neither are still left to the same weights.
+        again = load_model(finetune(tuned, base, data(frozen, vault), SETTINGS, tmp_path / "again"))
+        assert again.elsewhere is not None
+        assert _distance(again.elsewhere.proposal, base.proposal) == 0
+
+    def test_weights_of_another_kind_keep_their_own_scope(
+        self, lab: Lab, vault: Vault, tmp_path: Path, base: Model, make_weights: MakeWeights
+    ) -> None:
+        frozen = snapshot(lab, vault, tmp_path, 6)
+        tuned = load_model(finetune(base, base, data(frozen, vault), SETTINGS, tmp_path / "run"))
+        other = load_model(make_weights(0))
+        again = load_model(
+            finetune(tuned, other, data(frozen, vault), SETTINGS, tmp_path / "again")
+        )
+        assert again.elsewhere is not None
+        assert _distance(again.elsewhere.proposal, base.proposal) == 0
+
+    def test_weights_that_answer_everywhere_stay_nearer(
+        self, lab: Lab, vault: Vault, tmp_path: Path, base: Model
+    ) -> None:
+        frozen = snapshot(lab, vault, tmp_path, 6)
+        unknown = dataclasses.replace(base, references=None)
+        tuned = load_model(
+            finetune(unknown, unknown, data(frozen, vault), SETTINGS, tmp_path / "run")
+        )
+        assert tuned.elsewhere is None
+        assert tuned.description.training["blend"] == 0.35 < SETTINGS.blend
