@@ -19,13 +19,17 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lidiv_backend.errors import LidivError
 from lidiv_backend.learning.files import StorageError, read_json, write_json
 from lidiv_backend.learning.settings import LearningSettings
+
+if TYPE_CHECKING:
+    from lidiv_backend.predictor import Predictor
+    from lidiv_backend.records import ImageSet
 
 _JOB, _RESULT, _STAGE = "job.json", "result.json", "stage"
 #: Subfolder of the trainer's, with its log.
@@ -186,7 +190,6 @@ def _work(folder: Path, job: Job) -> Outcome:
     from lidiv_backend.learning.vault import Vault
     from lidiv_backend.model import load_model
     from lidiv_backend.predictor import Predictor
-    from lidiv_backend.records import ImageSet
     from lidiv_backend.training.data import open_image_set
 
     settings = job.settings
@@ -224,10 +227,43 @@ def _work(folder: Path, job: Job) -> Outcome:
         images=settings.gate_images,
         objects=settings.gate_objects,
     )
+    told = tell_scope(candidate, held_out, images=settings.gate_images)
+    verdict = replace(verdict, text=f"{verdict.text}{told}")
     clock.note("gate")
     draw_examples(candidate, in_use, held_out, folder)
     clock.note("examples")
     return Outcome(weights=str(weights), verdict=verdict.to_json(), seconds=clock.seconds)
+
+
+def tell_scope(candidate: Predictor, held_out: ImageSet, *, images: int) -> str:
+    """Say on how many held-out images a candidate answers.
+
+    Parameters
+    ----------
+    candidate
+        The model.
+    held_out
+        Images; those that cannot be read do not count.
+    images
+        At most so many.
+
+    Returns
+    -------
+    str
+        A sentence; empty if the candidate answers on any image.
+    """
+    if candidate.model.elsewhere is None:
+        return ""
+    covered = []
+    for index in range(min(len(held_out), images)):
+        try:
+            covered.append(candidate.embed(held_out[index].rgb).covered)
+        except LidivError:
+            continue
+    return (
+        f" It answers on {sum(covered)} of {len(covered)} held-out images, and leaves others than "
+        "those like what it learnt from to the weights that LiDiv came with."
+    )
 
 
 class _Clock:

@@ -5,23 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import pytest
+import torch
 
 from lidiv_backend.learning.process import (
     TRAINING,
     Job,
     read_outcome,
     stage_of,
+    tell_scope,
     thread_environment,
     work,
 )
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.snapshot import take_snapshot
 from lidiv_backend.learning.vault import Vault
-from lidiv_backend.model import load_model
+from lidiv_backend.model import Elsewhere, load_model
+from lidiv_backend.predictor import Predictor
+from lidiv_backend.scope import Scope
 from lidiv_backend.training.checkpoints import CheckpointFolder
 from tests import tiny
 from tests.learning.conftest import MakeWeights
@@ -141,3 +146,17 @@ def test_in_a_process_of_its_own_it_steps_back_and_stops_with_a_checkpoint(
     assert process.returncode == 130, rest.decode()
     assert read_outcome(folder) is None
     assert CheckpointFolder(folder / TRAINING).exists
+
+
+def test_it_is_told_on_how_many_images_a_candidate_answers() -> None:
+    about = tiny.description(pyramid=True)
+    alone = tiny.predictor(about)
+    images = tiny.PaintedSet(length=4)
+    described = [alone.describe(images[index].rgb) for index in range(4)]
+    scope = Scope(own=torch.stack(described[:3]), others=described[3][None])
+    model = alone.model
+    elsewhere = Elsewhere(scope=scope, proposal=model.proposal, selection=model.selection)
+    confined = Predictor(replace(model, elsewhere=elsewhere), alone._encoder, device=tiny.CPU)
+    assert "answers on 3 of 4 held-out images" in tell_scope(confined, images, images=32)
+    assert "answers on 2 of 2 held-out images" in tell_scope(confined, images, images=2)
+    assert tell_scope(alone, images, images=32) == ""
