@@ -406,6 +406,31 @@ def save_model(
     return _version(description, files)
 
 
+def write_model(folder: Path, model: Model) -> str:
+    """Write a model with all that belongs to it; see `save_model`.
+
+    Parameters
+    ----------
+    folder
+        Made if missing.
+    model
+        Its version is not asked for.
+
+    Returns
+    -------
+    str
+        The version.
+    """
+    return save_model(
+        folder,
+        model.description,
+        model.proposal.state_dict(),
+        None if model.selection is None else model.selection.state_dict(),
+        references=model.references,
+        elsewhere=model.elsewhere,
+    )
+
+
 def _tensors(elsewhere: Elsewhere) -> dict[str, Tensor]:
     scope = elsewhere.scope
     tensors = {_OWN: scope.own.half(), _OTHERS: scope.others.half()}

@@ -17,13 +17,12 @@ from lidiv_backend.errors import WeightsError
 from lidiv_backend.model import (
     Elsewhere,
     InferenceConfig,
-    Model,
     build_networks,
     load_model,
     read_description,
     record_results,
-    save_model,
     weights_folder,
+    write_model,
 )
 from lidiv_backend.networks.proposal import ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
@@ -31,23 +30,11 @@ from lidiv_backend.scope import Scope
 from tests import tiny
 
 
-def save(folder: Path, made: Model) -> str:
-    selection = None if made.selection is None else made.selection.state_dict()
-    return save_model(
-        folder,
-        made.description,
-        made.proposal.state_dict(),
-        selection,
-        references=made.references,
-        elsewhere=made.elsewhere,
-    )
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Weights of a tiny model."""
     path = tmp_path / "tiny"
-    save(path, tiny.model(tiny.description()))
+    write_model(path, tiny.model(tiny.description()))
     return path
 
 
@@ -69,7 +56,7 @@ class TestRoundTrip:
             inference=InferenceConfig(longest_side=64, merge_iou=0.9),
         )
         made = tiny.model(about)
-        version = save(tmp_path / "x", made)
+        version = write_model(tmp_path / "x", made)
         loaded = load_model(tmp_path / "x")
         assert loaded.version == version
         assert loaded.description == about
@@ -95,12 +82,12 @@ class TestRoundTrip:
 
     def test_saving_again_gives_the_same_version(self, folder: Path, tmp_path: Path) -> None:
         version = load_model(folder).version
-        assert save(tmp_path / "again", tiny.model(tiny.description())) == version
-        assert save(tmp_path / "other", tiny.model(tiny.description(), seed=1)) != version
+        assert write_model(tmp_path / "again", tiny.model(tiny.description())) == version
+        assert write_model(tmp_path / "other", tiny.model(tiny.description(), seed=1)) != version
 
     def test_how_it_is_used_is_part_of_the_version(self, folder: Path, tmp_path: Path) -> None:
         about = tiny.description(inference=InferenceConfig(merge_iou=0.5))
-        assert save(tmp_path / "x", tiny.model(about)) != load_model(folder).version
+        assert write_model(tmp_path / "x", tiny.model(about)) != load_model(folder).version
 
     def test_weights_from_before_one_could_look_closer_keep_their_version(
         self, folder: Path
@@ -119,12 +106,12 @@ class TestRoundTrip:
     ) -> None:
         made, references = load_model(folder), torch.tensor([[0.6, 0.8], [1.0, 0.0]])
         described = dataclasses.replace(made, references=references)
-        assert save(tmp_path / "x", described) == made.version
+        assert write_model(tmp_path / "x", described) == made.version
         found = load_model(tmp_path / "x")
         assert found.references is not None
         torch.testing.assert_close(found.references, references, atol=1e-3, rtol=0)
         # Saved without them, none are left behind.
-        save(tmp_path / "x", made)
+        write_model(tmp_path / "x", made)
         assert load_model(tmp_path / "x").references is None
 
     @pytest.mark.parametrize("ranked", [False, True])
@@ -135,8 +122,8 @@ class TestRoundTrip:
         made, other = tiny.model(about), tiny.model(about, seed=1)
         scope = Scope(own=torch.tensor([[0.6, 0.8]]), others=torch.tensor([[1.0, 0.0]]))
         elsewhere = Elsewhere(scope=scope, proposal=other.proposal, selection=other.selection)
-        version = save(tmp_path / "x", dataclasses.replace(made, elsewhere=elsewhere))
-        assert version != save(tmp_path / "alone", made)
+        version = write_model(tmp_path / "x", dataclasses.replace(made, elsewhere=elsewhere))
+        assert version != write_model(tmp_path / "alone", made)
         found = load_model(tmp_path / "x")
         assert found.version == version
         assert found.elsewhere is not None
@@ -157,7 +144,7 @@ class TestRoundTrip:
         made = tiny.model(tiny.description())
         scope = Scope(own=rows, others=torch.tensor([[1.0, 0.0]]))
         elsewhere = Elsewhere(scope=scope, proposal=made.proposal, selection=made.selection)
-        save(tmp_path / "x", dataclasses.replace(made, elsewhere=elsewhere))
+        write_model(tmp_path / "x", dataclasses.replace(made, elsewhere=elsewhere))
         with pytest.raises(WeightsError, match="what images are like"):
             load_model(tmp_path / "x")
 
@@ -176,7 +163,7 @@ class TestRoundTrip:
         names = {path.name for path in folder.iterdir()}
         assert names == {"f.safetensors", "g.safetensors", "model.json"}
         # A model without g takes the place of one with g.
-        save(folder, tiny.model(tiny.description(ranked=True)))
+        write_model(folder, tiny.model(tiny.description(ranked=True)))
         assert {path.name for path in folder.iterdir()} == {"f.safetensors", "model.json"}
 
     def test_a_crash_while_writing_leaves_the_old_weights(
@@ -190,7 +177,7 @@ class TestRoundTrip:
 
         monkeypatch.setattr("lidiv_backend.model.save_tensors", fail)
         with pytest.raises(OSError, match="No space"):
-            save(folder, tiny.model(tiny.description(), seed=1))
+            write_model(folder, tiny.model(tiny.description(), seed=1))
         assert load_model(folder).version == version
 
 
@@ -258,7 +245,7 @@ class TestDamage:
         assert caught.value.remedy
 
     def test_another_file_of_the_encoder_is_refused(self, tmp_path: Path) -> None:
-        save(tmp_path, tiny.model(tiny.description(pyramid=True)))
+        write_model(tmp_path, tiny.model(tiny.description(pyramid=True)))
         edit(tmp_path, lambda values: values["encoder"].update(sha256="0" * 64))
         with pytest.raises(WeightsError, match="trained on another file of mobilesam"):
             load_model(tmp_path)
@@ -267,7 +254,7 @@ class TestDamage:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LIDIV_CACHE", str(tmp_path / "cache"))
-        save(tmp_path / "x", tiny.model(tiny.description(pyramid=True)))
+        write_model(tmp_path / "x", tiny.model(tiny.description(pyramid=True)))
         with pytest.raises(WeightsError, match="lidiv weights fetch mobilesam"):
             Predictor.from_pretrained(tmp_path / "x")
 

@@ -23,6 +23,7 @@ from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.predictor import EmbeddingCaches, Logits, Predictor, Proposal
 from lidiv_backend.zoom import Window
 from tests import tiny
+from tests.tiny import same
 
 SMALL = InferenceConfig(longest_side=64, max_pixels=None, merge_iou=0.9)
 CLICKS = [Click(x=20, y=10), Click(x=31, y=25), Click(x=3, y=3, positive=False)]
@@ -45,12 +46,6 @@ def counted(predictor: Predictor) -> list[int]:
     passes: list[int] = []
     predictor.model.proposal.register_forward_hook(lambda *_: passes.append(1))
     return passes
-
-
-def same(first: list[Proposal], second: list[Proposal]) -> bool:
-    return [(p.head, p.score) for p in first] == [(p.head, p.score) for p in second] and all(
-        (p.mask == q.mask).all() for p, q in zip(first, second, strict=True)
-    )
 
 
 class TestProposals:

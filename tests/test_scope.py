@@ -39,11 +39,7 @@ def ask(predictor: Predictor, rgb: NDArray[np.uint8]) -> list[list[Proposal]]:
 
 
 def alike(first: list[list[Proposal]], second: list[list[Proposal]]) -> bool:
-    return all(
-        [(p.head, p.score) for p in ours] == [(p.head, p.score) for p in theirs]
-        and all((p.mask == q.mask).all() for p, q in zip(ours, theirs, strict=True))
-        for ours, theirs in zip(first, second, strict=True)
-    )
+    return all(tiny.same(ours, theirs) for ours, theirs in zip(first, second, strict=True))
 
 
 def of(model: Model) -> Predictor:

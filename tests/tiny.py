@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lidiv_backend.clicks import Click
-from lidiv_backend.model import InferenceConfig, Model, ModelDescription, build_networks, save_model
+from lidiv_backend.model import (
+    InferenceConfig,
+    Model,
+    ModelDescription,
+    build_networks,
+    write_model,
+)
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import PromptChannels
 from lidiv_backend.networks.proposal import ProposalConfig
@@ -82,10 +88,15 @@ def predictor(
 
 def saved(folder: Path, about: ModelDescription | None = None, *, seed: int = 0) -> Path:
     """A folder of random weights, as a trainer writes it."""
-    made = model(about or description(), seed=seed)
-    selection = None if made.selection is None else made.selection.state_dict()
-    save_model(folder, made.description, made.proposal.state_dict(), selection)
+    write_model(folder, model(about or description(), seed=seed))
     return folder
+
+
+def same(first: list[Proposal], second: list[Proposal]) -> bool:
+    """Whether two answers hold the same masks with the same scores."""
+    return [(p.head, p.score) for p in first] == [(p.head, p.score) for p in second] and all(
+        (p.mask == q.mask).all() for p, q in zip(first, second, strict=True)
+    )
 
 
 def photo(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:

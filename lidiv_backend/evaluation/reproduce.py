@@ -18,7 +18,7 @@ from lidiv_backend.evaluation.runner import Plan, evaluate
 from lidiv_backend.evaluation.side_by_side import SideBySide
 from lidiv_backend.evaluation.tables import write_summaries
 from lidiv_backend.evaluation.variants import AFTERNOON, FULL, QUICK, Budget, choose_variants
-from lidiv_backend.model import load_model, save_model, weights_folder
+from lidiv_backend.model import load_model, weights_folder, write_model
 from lidiv_backend.training.command import default_data
 from lidiv_backend.training.data import open_image_set
 
@@ -265,10 +265,6 @@ def reduced_copy(source: str | Path, folder: Path, longest_side: int) -> Path:
     model = load_model(source)
     inference = replace(model.description.inference, longest_side=longest_side)
     target = folder / model.description.name
-    save_model(
-        target,
-        replace(model.description, inference=inference),
-        model.proposal.state_dict(),
-        None if model.selection is None else model.selection.state_dict(),
-    )
+    description = replace(model.description, inference=inference)
+    write_model(target, replace(model, description=description))
     return target

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from lidiv_backend.clicks import pack_clicks
 from lidiv_backend.errors import LidivError
 from lidiv_backend.losses import hard_iou
-from lidiv_backend.model import load_model, save_model
+from lidiv_backend.model import load_model, write_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
@@ -107,7 +107,7 @@ def learn_choices(weights: Path, images: ImageSet, *, rate: float, seed: int) ->
         model.description,
         training={**model.description.training, "choices": len(stepped)},
     )
-    save_model(weights, description, model.proposal.state_dict(), model.selection.state_dict())
+    write_model(weights, replace(model, description=description))
     return len(stepped)
 
 

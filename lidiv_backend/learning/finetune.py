@@ -38,7 +38,7 @@ from lidiv_backend.model import (
     Model,
     ModelDescription,
     load_model,
-    save_model,
+    write_model,
 )
 from lidiv_backend.networks.encoders import build_encoder
 from lidiv_backend.predictor import Predictor, input_size
@@ -427,15 +427,10 @@ def _confine(weights: Path, elsewhere: Elsewhere) -> None:
     model = load_model(weights)
     scope = elsewhere.scope
     told = {"own": len(scope.own), "others": len(scope.others)}
-    save_model(
-        weights,
-        dataclasses.replace(
-            model.description, training={**model.description.training, "scope": told}
-        ),
-        model.proposal.state_dict(),
-        None if model.selection is None else model.selection.state_dict(),
-        elsewhere=elsewhere,
+    description = dataclasses.replace(
+        model.description, training={**model.description.training, "scope": told}
     )
+    write_model(weights, dataclasses.replace(model, description=description, elsewhere=elsewhere))
 
 
 def blend(weights: Path, origin: Model, share: float) -> None:
@@ -467,8 +462,7 @@ def blend(weights: Path, origin: Model, share: float) -> None:
     description = dataclasses.replace(
         tuned.description, training={**tuned.description.training, "blend": share}
     )
-    selection = None if tuned.selection is None else tuned.selection.state_dict()
-    save_model(weights, description, tuned.proposal.state_dict(), selection)
+    write_model(weights, dataclasses.replace(tuned, description=description))
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ as they came; see `lidiv_backend.scope`. `lidiv train` does it by itself at its 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from lidiv_backend.errors import BadRequestError, DataError
-from lidiv_backend.model import load_model, save_model, weights_folder
+from lidiv_backend.model import load_model, weights_folder, write_model
 from lidiv_backend.predictor import Predictor
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.command import default_data
@@ -69,14 +70,7 @@ def write_references(weights: Path, images: ImageSet, *, limit: int = IMAGES) ->
     rows = describe_images(Predictor.from_pretrained(weights), images, limit=limit)
     if rows is None:
         raise DataError(f"No image of {images.name} could be read.", remedy="Look at the data set.")
-    save_model(
-        weights,
-        model.description,
-        model.proposal.state_dict(),
-        None if model.selection is None else model.selection.state_dict(),
-        references=rows,
-        elsewhere=model.elsewhere,
-    )
+    write_model(weights, replace(model, references=rows))
     return len(rows)
 
 
