@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-sets", default="grabcut,coco-dev", help="separated by commas")
     parser.add_argument("--data", type=Path, help="where benchmarks lie; default: LIDIV_DATA")
     parser.add_argument("--variants", help="only these, separated by commas")
-    parser.add_argument("--steps", type=int, help="of f, instead of the budget's; g gets 5 for 12")
+    parser.add_argument("--steps", type=int, help="of f, instead of the budget's; g gets half")
     parser.add_argument("--limit", type=int, help="images of each set apart from GrabCut")
     parser.add_argument("--jobs", type=int, default=1, help="processes that measure")
     parser.add_argument("--workers", type=int, default=1, help="processes that read for training")
@@ -157,7 +157,7 @@ def _scale(args: argparse.Namespace) -> Scale:
     scale = FULL_SCALE if args.full else QUICK_SCALE if args.quick else AFTERNOON_SCALE
     if args.steps is not None:
         steps = max(1, args.steps)
-        budget = replace(scale.budget, steps=steps, selection_steps=max(1, steps * 5 // 12))
+        budget = replace(scale.budget, steps=steps, selection_steps=max(1, steps // 2))
         scale = replace(scale, budget=budget)
     if args.limit is not None:
         scale = replace(scale, limit=args.limit)

@@ -25,7 +25,8 @@ from lidiv_backend.evaluation.variants import Budget, Variant
 from lidiv_backend.model import ModelDescription, build_networks, save_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.networks.proposal import DosNetwork
+from lidiv_backend.networks.proposal import DosNetwork, HypercolumnNetwork
+from lidiv_backend.networks.selection import CanSelection
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.batches import Batch
 from lidiv_backend.training.checkpoints import RunLog
@@ -53,6 +54,10 @@ class _Student:
         self.proposal, self.selection = build_networks(variant.proposal, variant.selection)
         if isinstance(self.proposal, DosNetwork):
             self.proposal.begin_with(vgg)
+        if isinstance(self.proposal, HypercolumnNetwork) and self.config.grid > 1:
+            self.proposal.coarsen(self.config.grid)
+        if isinstance(self.selection, CanSelection):
+            self.selection.coarsen(self.config.selection_grid)
         self._budget = budget
         self._device = device
         self.seconds = 0.0

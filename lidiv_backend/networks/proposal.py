@@ -162,7 +162,11 @@ def _on_grid(layer: nn.Conv2d, x: Tensor, grid: int) -> Tensor:
 
 
 class UNet(nn.Module):
-    """The U-net of Table 4, from (B, inputs, H, W) to (B, outputs, H, W) at any size."""
+    """The U-net of Table 4, from (B, inputs, H, W) to (B, outputs, H, W) at any size.
+
+    Layers begin at He's scale: with torch's own choice what comes in fades by half in each of
+    them, as in `ContextAggregation`.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, width: int = 64) -> None:
         super().__init__()
@@ -176,6 +180,11 @@ class UNet(nn.Module):
         for level_width in reversed(widths[:-1]):
             self.up.append(self._block(channels + level_width, level_width))
             channels = level_width
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, a=SLOPE)
+                assert layer.bias is not None  # noqa: S101
+                nn.init.zeros_(layer.bias)
         self.head = nn.Conv2d(channels, outputs, 1)
 
     @staticmethod
@@ -282,6 +291,8 @@ class DosNetwork(ProposalNetwork):
     multiple = 1
     #: Key in `ENCODERS` of the weights that training begins with.
     begins_with = Vgg19.name
+    #: Distance maps are channels of 0 to 255 beside RGB of the same scale, as in Xu et al.
+    prompt_scale = 255.0
 
     def __init__(self, config: ProposalConfig) -> None:
         super().__init__(config)
@@ -304,7 +315,7 @@ class DosNetwork(ProposalNetwork):
         """See `ProposalNetwork.forward`."""
         (begun,) = projected
         channels = self.config.prompt.draw(prompt, (begun.shape[-2], begun.shape[-1]))
-        return Decoded(self.body(begun, channels), ())
+        return Decoded(self.body(begun, channels * self.prompt_scale), ())
 
 
 class _Convolution(nn.Sequential):

@@ -274,7 +274,7 @@ class TestDos:
             first.weight.copy_(torch.cat([vgg.conv1_1.weight, network.body.widening.weight], 1))
             first.bias.copy_(vgg.conv1_1.bias)
             # VGG's own 1x1 layer before conv1_1 leaves the maps alone.
-            x = F.relu(first(torch.cat([vgg.input(rgb), maps], 1)))
+            x = F.relu(first(torch.cat([vgg.input(rgb), 255 * maps], 1)))
             x = F.max_pool2d(F.relu(vgg.conv1_2(x)), 2, ceil_mode=True)
             x = F.relu(vgg.conv2_2(F.relu(vgg.conv2_1(x))))
             x = F.max_pool2d(x, 2, ceil_mode=True)
