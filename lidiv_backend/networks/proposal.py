@@ -254,8 +254,9 @@ class HypercolumnNetwork(ProposalNetwork):
         grid = self.output_stride
         total: Tensor = self.project_rgb(F.avg_pool2d(rgb, grid) if grid > 1 else rgb)
         for project, level, feature in zip(self.project_levels, self.levels, features, strict=True):
-            if level.stride < grid:
-                feature = F.avg_pool2d(feature, grid // level.stride)
+            if level.stride < grid and feature.shape[-1] > total.shape[-1]:
+                # Kept features are means of cells already, perhaps of finer ones.
+                feature = F.avg_pool2d(feature, feature.shape[-1] // total.shape[-1])
             total = total + _upsample(project(feature * self.level_scale), total)
         return (total,)
 

@@ -28,6 +28,8 @@ class Batch:
         #: Which image each example is of.
         self.owner_of = [i for i, draw in enumerate(draws) for _ in range(len(draw["masks"]))]
         self.owner = torch.tensor(self.owner_of, device=device)
+        #: Number of each picture among the views; -1 where there are none.
+        self.views = [draw["view"] for draw in draws]
         #: uint8 (3, H, W) each, as they were drawn.
         self.pictures = [draw["rgb"] for draw in draws]
         #: bool (H, W) each: the objects, and what counts neither way.

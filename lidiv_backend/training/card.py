@@ -118,9 +118,11 @@ def _training(description: ModelDescription) -> list[str]:
     if not training:
         return [*lines, "Nothing is recorded.", ""]
     done, wanted = training["steps_done"], training["steps"]
+    # f's and g's, one after the other.
+    planned = training.get("steps_planned", wanted)
     hours = training["seconds"] / 3600
     lines += [
-        f"{done:,} of {wanted:,} planned steps of {training['images']} images with "
+        f"{done:,} of {planned:,} planned steps of {training['images']} images with "
         f"{training['targets']} objects each, in {hours:.1f} hours on {training['processes']} "
         f"{training['device'].upper()} process(es), precision {training['precision']}.",
     ]

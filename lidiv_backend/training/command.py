@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation-images", type=int, default=48, metavar="N", help="at so many of them"
     )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        metavar="FOLDER",
+        help="where features are kept if views are set; several runs may share it; in --out if "
+        "not given",
+    )
     parser.add_argument("--minutes", type=float, help="stop after so many minutes, resumably")
 
 
@@ -85,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         time_limit=None if args.minutes is None else args.minutes * 60,
         preset=args.preset,
+        features=args.features,
     )
     images = open_image_set(spec, split="train")
     validation: ImageSet | None = None

@@ -68,6 +68,10 @@ class TrainingConfig:
         its size, one image a step.
     zoom
         Least and largest factor by which an image is scaled before the crop.
+    views
+        Cut so many crops from each image once, as often as not mirrored, and show no others, so
+        that what the frozen encoder sees in them can be kept; 0 cuts another for each example.
+        ``crop`` only.
     grid, selection_grid
         Train f, and g, on the means of cells of so many pixels instead of on every pixel: the
         same weights, in a fraction of the time, before the finest details are learnt at full
@@ -110,6 +114,7 @@ class TrainingConfig:
     targets: int = 1
     crop: int | None = None
     zoom: tuple[float, float] = (1.0, 1.0)
+    views: int = 0
     grid: int = 1
     selection_grid: int = 1
     rate: float = 1e-4
@@ -148,6 +153,8 @@ class TrainingConfig:
             (self.selection_grid % self.grid == 0, "g's grid is not finer than f's"),
             (grids == (1, 1) or has_grid, "a grid needs the architecture hypercolumn, body can"),
             (self.crop is not None or self.images == 1, "without crop, images is 1"),
+            (self.views >= 0, "views is not below 0"),
+            (not self.views or self.crop is not None, "views need a crop"),
             (0 < low <= high, "zoom is two factors above 0, the smaller one first"),
             (self.rate > 0 and self.warmup >= 0 and self.decay >= 0, "rate is above 0"),
             (not self.frozen or self.selection is not None, "without a selection, frozen is false"),

@@ -17,11 +17,13 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError
-from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
+from lidiv_backend.records import ImageSet, ObjectMask
 from lidiv_backend.training.config import TrainingConfig
 
 #: An object counts in a crop if so many of its pixels are there.
 _LEAST_PIXELS = 40
+#: Seeds what views look like, with their numbers.
+_VIEWS = 8498
 #: Padding beside an image that does not fill the crop.
 _GREY = 124
 
@@ -34,13 +36,15 @@ class Draw(TypedDict):
 
     ``rgb`` is uint8 (3, H, W), ``masks`` is bool (T, H, W), ``valid`` is bool (T, H, W): pixels
     that count. ``clicks`` are, for each object, those of the annotator who made the mask, in order
-    and up to the first that is not in the crop; empty where they are not known.
+    and up to the first that is not in the crop; empty where they are not known. ``view`` is the
+    number of the picture among all views of all images; -1 where each example has its own.
     """
 
     rgb: Tensor
     masks: Tensor
     valid: Tensor
     clicks: list[list[Click]]
+    view: int
 
 
 class _Entry(Protocol):
@@ -110,7 +114,7 @@ class Draws(Dataset[Draw]):
             where = rng.random() * self._cumulative[-1]
             number = int(np.searchsorted(self._cumulative, where, side="right"))
             try:
-                return self._draw(self.images[number], rng)
+                return self._draw(number, rng)
             except DataError as error:
                 # A record that cannot be used: another one takes its place.
                 reason = error.message
@@ -119,7 +123,8 @@ class Draws(Dataset[Draw]):
             remedy="Look at the data set, its kinds of masks and the size of its objects.",
         )
 
-    def _draw(self, image: AnnotatedImage, rng: np.random.Generator) -> Draw:
+    def _draw(self, number: int, rng: np.random.Generator) -> Draw:
+        image = self.images[number]
         weights = np.array([self.config.kinds.get(item.kind, 0.0) for item in image.objects])
         wanted = np.flatnonzero(weights)
         if not len(wanted):
@@ -142,19 +147,24 @@ class Draws(Dataset[Draw]):
             tv_tensors.Mask(torch.from_numpy(masks)),
             tv_tensors.Mask(torch.from_numpy(counted)),
         )
+        view, frame, aim = -1, rng, masks[0]
+        if self.config.views:
+            # The same picture whatever the seed and the object, so that its features can be kept.
+            view = number * self.config.views + int(rng.integers(self.config.views))
+            frame, aim = np.random.default_rng([_VIEWS, view]), np.ones_like(masks[0])
         left = top = 0
         if self.config.crop is None:
             bundle = self._limit(bundle)
             height, width = bundle[0].shape[-2:]
         else:
             side = self.config.crop
-            height, width, top, left = self._place(masks[0], side, rng)
+            height, width, top, left = self._place(aim, side, frame)
             bundle = _cut(bundle, height, width, top, left, side)
-        flip = self.augment and rng.random() < 0.5
+        flip = self.augment and frame.random() < 0.5
         if flip:
             bundle = _flip(bundle)
         if self.augment:
-            bundle = self._colour(bundle, rng)
+            bundle = self._colour(bundle, frame)
         picture, objects, valid = bundle
         keep = self._present(objects, valid)
 
@@ -169,6 +179,7 @@ class Draws(Dataset[Draw]):
             "masks": objects[keep].as_subclass(Tensor),
             "valid": valid[keep].as_subclass(Tensor),
             "clicks": [_until_outside(map(moved, clicks[index]), size) for index in keep],
+            "view": view,
         }
 
     def _limit(self, bundle: _Bundle) -> _Bundle:

@@ -165,32 +165,50 @@ class TrainingStep(nn.Module):
 
     @torch.no_grad()
     def show(
-        self, rgb: Tensor, features: Sequence[Tensor], owner: Tensor, prompt: Prompt
+        self,
+        rgb: Tensor,
+        features: Sequence[Tensor],
+        owner: Tensor,
+        prompt: Prompt,
+        truth: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Tensor:
-        """The masks that annotators would see, (B, 1, h, w) in [0, 1]; see `forward`."""
+        """The masks that annotators would see, (B, 1, h, w) in [0, 1]; see `forward`.
+
+        While there is no g, and f does not rank its masks itself, the best of them stands for what
+        g will choose, if the truth is given: f is to learn what a click changes in a good mask.
+        """
         decoded = self._propose(rgb, features, owner, prompt)
         masks = decoded.logits.float().sigmoid()
         rated = None
         if self.selection is not None:
             seen = [part.float() for part in decoded.features]
             rated = self.selection(rgb[owner], prompt, masks, seen)
+        elif truth is not None and valid is not None and not self.loss.ranked:
+            rated = hard_iou(*self._in_cells(truth, masks, valid))
         return masks[torch.arange(len(masks)), selected(masks, rated)].unsqueeze(1)
+
+    def _in_cells(
+        self, truth: Tensor, masks: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Truth and valid pixels on f's grid, with the masks between them."""
+        stride = self.proposal.output_stride
+        if stride == 1:
+            return truth, masks, valid
+        truth = nn.functional.avg_pool2d(truth, stride)
+        valid = (nn.functional.avg_pool2d(valid, stride) > 0.99).float()
+        # A pixel on the outline is neither: only clear ones are taught.
+        valid = valid * ((truth < 0.25) | (truth > 0.75)).float()
+        return (truth > 0.5).float(), masks, valid
 
     def _judge(
         self, rgb: Tensor, decoded: Decoded, prompt: Prompt, truth: Tensor, valid: Tensor
     ) -> Outcome:
-        stride = self.proposal.output_stride
-        if stride > 1:
-            truth = nn.functional.avg_pool2d(truth, stride)
-            valid = (nn.functional.avg_pool2d(valid, stride) > 0.99).float()
-            # A pixel on the outline is neither: only clear ones are taught.
-            valid = valid * ((truth < 0.25) | (truth > 0.75)).float()
-            truth = (truth > 0.5).float()
-        logits = decoded.logits.float()
+        truth, logits, valid = self._in_cells(truth, decoded.logits.float(), valid)
         loss = logits.new_zeros(())
         if self.train_proposal:
             size = (logits.shape[-2], logits.shape[-1])
-            clicked = click_maps(prompt.clicks, size, stride=stride)
+            clicked = click_maps(prompt.clicks, size, stride=self.proposal.output_stride)
             loss = proposal_objective(truth, logits, clicked, valid, self.loss)
         masks = logits.detach().sigmoid()
         iou = hard_iou(truth, masks, valid)

@@ -40,6 +40,7 @@ from lidiv_backend.training.batches import Batch
 from lidiv_backend.training.checkpoints import CheckpointFolder, CheckpointNote, RunLog
 from lidiv_backend.training.config import PRESETS, TrainingConfig
 from lidiv_backend.training.draws import Draw, Draws, count_masks
+from lidiv_backend.training.features import FeatureStore, describe_views
 from lidiv_backend.training.pictures import draw_examples
 from lidiv_backend.training.simulation import (
     centre_click,
@@ -82,6 +83,8 @@ class RunOptions:
         Seconds after which to write a checkpoint and stop; None for no limit.
     preset
         Preset that the settings were derived from, of which a shorter run is a part.
+    features
+        Where the encoder's features are kept if there are ``views``; in `folder` if None.
     """
 
     folder: Path
@@ -95,6 +98,7 @@ class RunOptions:
     resume: bool = False
     time_limit: float | None = None
     preset: str | None = None
+    features: Path | None = None
 
 
 class _Progress:
@@ -174,10 +178,33 @@ class Trainer:
         self.finished = False
         #: Whether it was stopped by Ctrl+C.
         self.interrupted = False
+        self._store = self._open_features()
         self._log = RunLog(options.folder)
         self._saved = CheckpointFolder(options.folder)
         self._masks = count_masks(images)
         self._ancestor: dict[str, Any] | None = None
+
+    def _open_features(self) -> FeatureStore | None:
+        """Where features are kept, if they can be used again."""
+        config, encoder = self.config, self.encoder
+        if not config.views or config.crop is None or encoder is None:
+            return None
+        made_for = describe_views(
+            encoder.name,
+            self.images.name,
+            len(self.images),
+            views=config.views,
+            zoom=list(config.zoom),
+            jitter=config.jitter,
+        )
+        return FeatureStore(
+            self.options.features or self.options.folder / "features",
+            count=len(self.images) * config.views,
+            levels=encoder.levels,
+            crop=config.crop,
+            grid=config.grid,
+            made_for=made_for,
+        )
 
     def begin_with(self, model: Model) -> None:
         """Begin with trained weights instead of random ones; to be called before `run`.
@@ -446,7 +473,7 @@ class Trainer:
         number = self.progress.phase * config.steps + self.progress.step
         rng = np.random.default_rng([config.seed, 1, number, self.accelerator.process_index])
         batch = Batch(draws, self.device)
-        features = self._features(batch.rgb)
+        features = self._features(batch)
         clicks = [self._first_clicks(batch, index, rng) for index in range(len(batch))]
         probabilities = np.array(config.iterations)
         further = int(rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
@@ -454,7 +481,9 @@ class Trainer:
         for _ in range(further):
             prompt = self._prompt(clicks, previous)
             with self.accelerator.autocast():
-                previous = step.show(batch.rgb, features, batch.owner, prompt)
+                previous = step.show(
+                    batch.rgb, features, batch.owner, prompt, batch.truth, batch.valid
+                )
             seen = batch.hard(previous)[:, 0]
             if rng.random() < 0.5:
                 # Callers of the predictor may hand in the mask as it was shown, without its doubts.
@@ -467,10 +496,20 @@ class Trainer:
                     clicks[index].append(click)
         return self._forward(wrapped, batch, features, clicks, previous)
 
-    def _features(self, rgb: Tensor) -> tuple[Tensor, ...]:
+    def _features(self, batch: Batch) -> tuple[Tensor, ...]:
         if self.encoder is None:
             return ()
-        with torch.no_grad(), self.accelerator.autocast():
+        if self._store is None or min(batch.views) < 0:
+            return self._encode(batch.rgb)
+        kept = self._store.get(batch.views, batch.rgb, self._encode)
+        if self.accelerator.mixed_precision == "no":
+            return tuple(level.float() for level in kept)
+        return kept
+
+    @torch.no_grad()
+    def _encode(self, rgb: Tensor) -> tuple[Tensor, ...]:
+        assert self.encoder is not None  # noqa: S101
+        with self.accelerator.autocast():
             features: tuple[Tensor, ...] = self.encoder(rgb)
         return features
 
@@ -547,7 +586,7 @@ class Trainer:
         if self.validation is None or not self.accelerator.is_main_process:
             return
         config = self.config
-        one_each = dataclasses.replace(config, targets=1)
+        one_each = dataclasses.replace(config, targets=1, views=0)
         draws = Draws(
             self.validation, one_each, length=self.options.validation_images, augment=False
         )
@@ -567,7 +606,7 @@ class Trainer:
         tqdm.write(f"step {self.progress.step}: best/selected IoU after clicks {seen}")
 
     def _prepare(self, step: TrainingStep, batch: Batch) -> Look:
-        return partial(self._forward, step, batch, self._features(batch.rgb))
+        return partial(self._forward, step, batch, self._features(batch))
 
     def _checkpoint(self, step: TrainingStep, average: AveragedModel | None) -> None:
         """Write the state and the weights, aside and then renamed."""
@@ -599,7 +638,8 @@ class Trainer:
             "data_images": len(self.images),
             "data_masks": self._masks,
             "phase": self.phases[self.progress.phase],
-            "steps_done": self.progress.step,
+            "steps_planned": config.steps * len(self.phases),
+            "steps_done": config.steps * self.progress.phase + self.progress.step,
             "seconds": round(self.progress.seconds),
             "device": self.device.type,
             "processes": self.accelerator.num_processes,

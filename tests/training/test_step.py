@@ -243,3 +243,18 @@ class TestShow:
         for index, head in enumerate(outcome.selected.tolist()):
             torch.testing.assert_close(shown[index, 0], outcome.masks[index, head])
         assert not shown.requires_grad
+
+    def test_without_g_the_best_stands_for_the_selected(self) -> None:
+        step = step_of(ranked=True).eval()
+        assert step.selection is None
+        rgb, owner, prompt, truth, valid = batch()
+        outcome = step(rgb, (), owner, prompt, truth, valid)
+        best = outcome.iou.argmax(1).tolist()
+        assert any(best)
+        shown = step.show(rgb, (), owner, prompt, truth, valid)
+        for index, head in enumerate(best):
+            torch.testing.assert_close(shown[index, 0], outcome.masks[index, head])
+        # Unless f ranks them itself.
+        step.loss = LossConfig(ranked=True)
+        shown = step.show(rgb, (), owner, prompt, truth, valid)
+        torch.testing.assert_close(shown[:, 0], outcome.masks[:, 0])

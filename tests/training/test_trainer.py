@@ -498,7 +498,8 @@ class TestRecords:
         assert training["preset"] == "paper"
         assert training["preset_steps"] == 300_000
         assert training["scale"] == round(4 / 300_000, 4)
-        assert (training["phase"], training["steps_done"]) == ("g", 4)
+        assert (training["phase"], training["steps_done"]) == ("g", 8)
+        assert training["steps_planned"] == 8
         assert training["device"] == "cpu"
         assert training["loss"]["task"] == "jaccard"
         last = rows(tmp_path / "run")[-1]["validation"]
@@ -574,7 +575,7 @@ class TestBeginning:
         assert "began_with" not in told["training"]
         (earlier,) = told["earlier"]
         assert earlier["version"] == versions[0]
-        assert (earlier["steps_done"], earlier["crop"]) == (PAPER.steps, PAPER.crop)
+        assert (earlier["steps_done"], earlier["crop"]) == (2 * PAPER.steps, PAPER.crop)
 
     def test_weights_of_other_networks_are_refused(self, train: Callable[..., Trainer]) -> None:
         train(PAPER, "first")
@@ -652,3 +653,50 @@ def test_the_default_networks_train_with_an_encoder(
     assert not any(parameter.requires_grad for parameter in trainer.encoder.parameters())
     # The encoder is fetched, not shipped.
     assert not any("backbone" in key for key in weights(tmp_path / "run"))
+
+
+class TestKeptFeatures:
+    config = dataclasses.replace(
+        PAPER,
+        proposal=ProposalConfig(heads=3),
+        views=1,
+        images=2,
+        crop=32,
+        grid=4,
+        selection_grid=4,
+    )
+
+    @pytest.fixture
+    def shown(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Numbers of images that the encoder was shown, each time."""
+        seen: list[int] = []
+
+        def build(name: str) -> encoders.Encoder:
+            torch.manual_seed(3)
+            encoder = encoders.build_encoder(name, pretrained=False)
+            encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+            return encoder
+
+        monkeypatch.setattr(trainer_module, "build_encoder", build)
+        return seen
+
+    def test_the_encoder_sees_each_view_once(
+        self, train: Callable[..., Trainer], tmp_path: Path, shown: list[int]
+    ) -> None:
+        images, kept = PaintedSet(length=3), tmp_path / "kept"
+        train(self.config, "first", images=images, features=kept)
+        assert 0 < sum(shown) <= 3
+        shown.clear()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train(self.config, "again", images=images, features=kept)
+        assert not shown
+        first, again = (weights(tmp_path / name) for name in ("first", "again"))
+        assert all(torch.equal(first[key], again[key]) for key in first)
+
+    def test_validation_pictures_are_not_among_them(
+        self, train: Callable[..., Trainer], shown: list[int]
+    ) -> None:
+        images = PaintedSet(length=1)
+        train(self.config, images=images, validation=PaintedSet(length=2), validate_every=4)
+        # One view, and twice two pictures to look at, in f's phase and in g's.
+        assert sum(shown) == 1 + 2 * 2
