@@ -203,6 +203,8 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
         averaging=0.97 if settings.steps >= 100 else 0.0,
         recorded=0.5,
         kinds={"instance": 1.0, **before.kinds},
+        # A lab's images are few: each example has its own picture.
+        views=0,
         images=_IMAGES if divided else before.images,
         targets=_TARGETS if divided else before.targets,
         crop=_CROP if divided else before.crop,
