@@ -57,9 +57,13 @@ _STEPPED = 2
 #: Learning rate of the part in which g alone learns from choices.
 _CHOICES_RATE = 5e-4
 _SUFFIX = "-tuned"
-#: A step: images, objects of each, and the side of the squares that are cut from them. Many small
-#: crops beside few large ones show more of a lab's objects in the same time.
-_IMAGES, _TARGETS, _CROP = 4, 3, 192
+#: What a step may look at: images, objects of each, and the side of the squares that are cut from
+#: them. Small squares show more objects in the same time, as long as they show what is around them.
+_FRAMES = ((4, 3, 192), (2, 2, 320))
+#: A square is this many times as long as the lab's usual object, if there is one.
+_AROUND = 3
+#: So many images say how large a lab's objects are.
+_SIZED_IMAGES = 64
 # Examples are drawn from so many places; only their shares matter.
 _PLACES = 1 << 20
 _CACHE_BYTES = 300 * 2**20
@@ -176,7 +180,41 @@ def _resize(item: ObjectMask, rows: int, columns: int) -> ObjectMask:
     )
 
 
-def tuning_config(description: ModelDescription, settings: LearningSettings) -> TrainingConfig:
+def usual_length(images: ImageSet) -> float:
+    """How long a lab's objects are, in pixels: the median of the longer sides of their boxes.
+
+    Parameters
+    ----------
+    images
+        At the size at which the networks see them.
+
+    Raises
+    ------
+    DataError
+        If none of them can be read.
+    """
+    lengths = []
+    chosen = np.linspace(0, len(images) - 1, min(_SIZED_IMAGES, len(images))).round().astype(int)
+    for index in chosen.tolist():
+        try:
+            image = images[index]
+        except DataError:
+            continue
+        for item in image.objects:
+            rows, columns = np.nonzero(item.mask)
+            if len(rows):
+                lengths.append(1 + max(np.ptp(rows), np.ptp(columns)))
+    if not lengths:
+        raise DataError(
+            "None of the accepted masks can be read.",
+            remedy="Look at the messages before this one, and at the vault's folder.",
+        )
+    return float(np.median(lengths))
+
+
+def tuning_config(
+    description: ModelDescription, settings: LearningSettings, *, length: float
+) -> TrainingConfig:
     """How a model is fine-tuned: as it was trained, only shorter and more carefully.
 
     Parameters
@@ -185,11 +223,15 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
         Of the model to begin with.
     settings
         Steps, rate and seed.
+    length
+        Of the lab's objects, see `usual_length`.
     """
     before = _trained_config(description)
     name = description.name.removesuffix(_SUFFIX) + _SUFFIX
+    fitting = [frame for frame in _FRAMES if frame[2] >= _AROUND * length]
+    images, targets, crop = fitting[0] if fitting else _FRAMES[-1]
     # Whole images differ in size, so that a step has room for one; smaller crops stay as they are.
-    divided = before.crop is not None and before.crop > _CROP
+    divided = before.crop is not None and before.crop >= _FRAMES[0][2]
     return dataclasses.replace(
         before,
         name=name,
@@ -205,9 +247,9 @@ def tuning_config(description: ModelDescription, settings: LearningSettings) -> 
         kinds={"instance": 1.0, **before.kinds},
         # A lab's images are few: each example has its own picture.
         views=0,
-        images=_IMAGES if divided else before.images,
-        targets=_TARGETS if divided else before.targets,
-        crop=_CROP if divided else before.crop,
+        images=images if divided else before.images,
+        targets=targets if divided else before.targets,
+        crop=crop if divided else before.crop,
         seed=settings.seed,
     )
 
@@ -288,6 +330,10 @@ class TuningData:
             seed=seed,
         )
 
+    def trained(self) -> SnapshotSet:
+        """Images with accepted masks; none of them held out."""
+        return SnapshotSet(self.snapshot.part(held_out=False), self.vault, name="trained")
+
     def chosen(self) -> SnapshotSet:
         """Images with a mask that was chosen among alternatives; none of them held out."""
         images = [
@@ -357,9 +403,10 @@ def finetune(
     KeyboardInterrupt
         If the process was asked to end; a checkpoint is there.
     """
-    config = tuning_config(model.description, settings)
-    multiple = model.proposal.multiple
-    images = data.mixed(inference=config.inference, multiple=multiple, seed=settings.seed)
+    inference, multiple = model.description.inference, model.proposal.multiple
+    images = data.mixed(inference=inference, multiple=multiple, seed=settings.seed)
+    trained = AtInferenceSize(data.trained(), inference, multiple=multiple)
+    config = tuning_config(model.description, settings, length=usual_length(trained))
     checkpoint = CheckpointFolder(folder)
     checkpoint.recover()
     spent = checkpoint.read(made_for={}).seconds if checkpoint.exists else 0.0
@@ -390,7 +437,7 @@ def finetune(
     blend(weights, origin, settings.blend if elsewhere else min(settings.blend, _CAREFUL_BLEND))
     learn_choices(
         weights,
-        AtInferenceSize(data.chosen(), config.inference, multiple=multiple),
+        AtInferenceSize(data.chosen(), inference, multiple=multiple),
         rate=_CHOICES_RATE,
         seed=settings.seed,
     )
@@ -405,7 +452,6 @@ def _elsewhere(origin: Model, data: TuningData, device: torch.device) -> Elsewhe
     others = origin.references if known is None else known.scope.others
     if others is None:
         return None
-    trained = SnapshotSet(data.snapshot.part(held_out=False), data.vault, name="trained")
     encoder = origin.description.proposal.encoder
     predictor = Predictor(
         origin,
@@ -413,7 +459,7 @@ def _elsewhere(origin: Model, data: TuningData, device: torch.device) -> Elsewhe
         device=device,
         precision=best_precision(device),
     )
-    own = describe_images(predictor, trained, limit=_OWN_IMAGES)
+    own = describe_images(predictor, data.trained(), limit=_OWN_IMAGES)
     if own is None:
         return None
     before = origin if known is None else known

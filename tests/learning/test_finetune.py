@@ -20,6 +20,7 @@ from lidiv_backend.learning.finetune import (
     blend,
     finetune,
     tuning_config,
+    usual_length,
 )
 from lidiv_backend.learning.settings import LearningSettings
 from lidiv_backend.learning.snapshot import Snapshot, take_snapshot
@@ -150,7 +151,7 @@ def test_a_preset_is_tuned_as_it_was_trained() -> None:
     preset = PRESETS["default"]
     about = tiny.description(name="default", pyramid=True)
     about = dataclasses.replace(about, training=json.loads(json.dumps(preset.to_json())))
-    config = tuning_config(about, SETTINGS)
+    config = tuning_config(about, SETTINGS, length=50)
     config.validate()
     assert config.name == "default-tuned"
     assert (config.loss, config.joint) == (preset.loss, True)
@@ -159,15 +160,48 @@ def test_a_preset_is_tuned_as_it_was_trained() -> None:
     assert (config.steps, config.rate, config.recorded) == (4, SETTINGS.rate, 0.5)
     # Objects are seen at up to twice their size by models that look closer, and by no others.
     closer = dataclasses.replace(about, inference=preset.inference)
-    assert tuning_config(closer, SETTINGS).zoom[1] == 2 * config.zoom[1]
-    again = tuning_config(dataclasses.replace(about, name="default-tuned"), SETTINGS)
+    assert tuning_config(closer, SETTINGS, length=50).zoom[1] == 2 * config.zoom[1]
+    again = tuning_config(dataclasses.replace(about, name="default-tuned"), SETTINGS, length=50)
     assert again.name == "default-tuned"
     # Whole images, one at a time, stay what they are.
-    whole = tuning_config(tiny.description(), SETTINGS)
+    whole = tuning_config(tiny.description(), SETTINGS, length=50)
     assert (whole.images, whole.crop) == (1, None)
     # What an unknown version wrote is not understood, and does no harm.
     odd = dataclasses.replace(about, training={"loss": {"what": 1}, "crop": 320})
-    assert tuning_config(odd, SETTINGS).loss == LossConfig()
+    assert tuning_config(odd, SETTINGS, length=50).loss == LossConfig()
+
+
+def test_squares_show_what_is_around_the_labs_objects() -> None:
+    preset = PRESETS["default"]
+    about = dataclasses.replace(
+        tiny.description(name="default", pyramid=True), training=preset.to_json()
+    )
+    sides = {
+        length: tuning_config(about, SETTINGS, length=length).crop or 0
+        for length in (10, 64, 65, 106, 500)
+    }
+    assert sides == {10: 192, 64: 192, 65: 320, 106: 320, 500: 320}
+    # Weights that were tuned before do not stay with the squares of that time.
+    tuned = dataclasses.replace(about, training={**preset.to_json(), "crop": 192, "images": 4})
+    assert tuning_config(tuned, SETTINGS, length=100).crop == 320
+    assert tuning_config(tuned, SETTINGS, length=100).images == 2
+
+
+def test_the_usual_length_is_the_median_of_the_longer_sides() -> None:
+    class Sized(tiny.PaintedSet):
+        def __getitem__(self, index: int) -> AnnotatedImage:
+            if index == 3:
+                raise DataError("unreadable")
+            image = super().__getitem__(index)
+            mask = np.zeros_like(image.objects[0].mask)
+            mask[2:6, 5 : 5 + (8, 30, 11)[index]] = True
+            return dataclasses.replace(
+                image, objects=(dataclasses.replace(image.objects[0], mask=mask),)
+            )
+
+    assert usual_length(Sized(length=4)) == 11
+    with pytest.raises(DataError, match="None of the accepted masks"):
+        usual_length(Sized(length=0))
 
 
 def test_new_annotations_earlier_ones_and_the_base_set_are_mixed(
