@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lidiv_backend.clicks import Click
@@ -16,6 +17,7 @@ from lidiv_backend.learning.finetune import (
     AtInferenceSize,
     MixedSet,
     TuningData,
+    WithoutOutlines,
     anchor,
     blend,
     finetune,
@@ -185,6 +187,45 @@ def test_squares_show_what_is_around_the_labs_objects() -> None:
     tuned = dataclasses.replace(about, training={**preset.to_json(), "crop": 192, "images": 4})
     assert tuning_config(tuned, SETTINGS, length=100).crop == 320
     assert tuning_config(tuned, SETTINGS, length=100).images == 2
+
+
+class TestOutlines:
+    rows, columns = np.mgrid[:120, :160]
+
+    def disk(self, radius: float, *, x: int = 80) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = np.hypot(self.columns - x, self.rows - 60) <= radius
+        return found
+
+    def ignored(self, mask: NDArray[np.bool_], *, clicks: int = 1) -> NDArray[np.bool_] | None:
+        class One(tiny.PaintedSet):
+            def __getitem__(self, index: int) -> AnnotatedImage:
+                image = super().__getitem__(index)
+                made = (Click(x=80, y=60, positive=True),) * clicks
+                item = dataclasses.replace(image.objects[0], mask=mask, clicks=made)
+                rgb = np.zeros((*mask.shape, 3), np.uint8)
+                return dataclasses.replace(image, rgb=rgb, objects=(item,))
+
+        return WithoutOutlines(One())[0].objects[0].ignore
+
+    def test_a_band_in_proportion_to_the_mask(self) -> None:
+        band = self.ignored(self.disk(40))
+        assert band is not None
+        # 0.07 of a diameter of 80 pixels to both sides.
+        assert not (band & self.disk(33)).any()
+        assert not (band & ~self.disk(47)).any()
+        assert band[self.disk(45) & ~self.disk(35)].all()
+        small = self.ignored(self.disk(3))
+        assert small is not None
+        assert not (small & self.disk(1)).any()
+
+    def test_an_edge_of_the_image_is_no_outline(self) -> None:
+        band = self.ignored(self.disk(40, x=0))
+        assert band is not None
+        assert not band[40:80, 0].any()
+        assert band[15:25, 0].any()
+
+    def test_what_was_drawn_by_hand_counts_to_the_pixel(self) -> None:
+        assert self.ignored(self.disk(40), clicks=0) is None
 
 
 def test_the_usual_length_is_the_median_of_the_longer_sides() -> None:
