@@ -14,6 +14,8 @@ from lidiv_backend.training.config import LossConfig, TrainingConfig, training_p
 
 #: DOS is tuned from ImageNet's weights, which a rate as for networks from scratch would destroy.
 _DOS_RATE = 1e-4
+#: At 1e-3 the U-net's masks are all of the image, or nothing, after a hundred steps, and stay so.
+_UNET_RATE = 3e-4
 _PAPER = training_preset("paper")
 
 
@@ -188,7 +190,7 @@ VARIANTS: dict[str, Variant] = {
         ),
         Variant(label="no-soft-constraints", loss=LossConfig(clicks=0.0)),
         Variant(label="rdl", selection=None, loss=LossConfig(ranked=True)),
-        Variant(label="unet", proposal=ProposalConfig(body="unet")),
+        Variant(label="unet", proposal=ProposalConfig(body="unet"), rate=_UNET_RATE),
         # M = 1 and M = 6 are `no-diversity` and `full`.
         *(_with_heads(f"m{heads}", heads) for heads in (2, 3, 4, 5, 7, 8)),
     )
