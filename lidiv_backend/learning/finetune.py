@@ -160,7 +160,8 @@ class WithoutOutlines:
 
     A mask that clicks led to was good enough for an annotator, but its outline is the model's own:
     learning it again would teach the model its own errors, and keep it from finding better ones.
-    Masks that were drawn by hand count to the pixel.
+    Masks that no click led to were drawn by hand and count to the pixel. One that was corrected
+    with the brush keeps its clicks, and cannot be told from one that was not.
 
     Parameters
     ----------

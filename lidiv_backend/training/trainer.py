@@ -197,14 +197,16 @@ class Trainer:
             zoom=list(config.zoom),
             jitter=config.jitter,
         )
-        return FeatureStore(
-            self.options.features or self.options.folder / "features",
-            count=len(self.images) * config.views,
-            levels=encoder.levels,
-            crop=config.crop,
-            grid=config.grid,
-            made_for=made_for,
-        )
+        # The files are made by one process, and opened by the others.
+        with self.accelerator.main_process_first():
+            return FeatureStore(
+                self.options.features or self.options.folder / "features",
+                count=len(self.images) * config.views,
+                levels=encoder.levels,
+                crop=config.crop,
+                grid=config.grid,
+                made_for=made_for,
+            )
 
     def begin_with(self, model: Model) -> None:
         """Begin with trained weights instead of random ones; to be called before `run`.
