@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lidiv_backend.errors import DataError
 
 if TYPE_CHECKING:
     from lidiv_backend.clicks import Click
@@ -76,3 +79,22 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> AnnotatedImage: ...
+
+
+def some_images(images: ImageSet, limit: int) -> Iterator[AnnotatedImage]:
+    """Read images that are spread evenly over a data set; those that cannot be used are left out.
+
+    Parameters
+    ----------
+    images
+        The data set.
+    limit
+        At most so many are read.
+    """
+    count = min(limit, len(images))
+    for index in np.linspace(0, len(images) - 1, count).round().astype(int).tolist():
+        try:
+            image = images[index]
+        except DataError:
+            continue
+        yield image

@@ -22,17 +22,16 @@ from lidiv_backend.clicks import pack_clicks
 from lidiv_backend.devices import best_precision, choose_device, place
 from lidiv_backend.errors import BadRequestError, TrainingError
 from lidiv_backend.evaluation.variants import Budget, Variant
-from lidiv_backend.model import ModelDescription, build_networks, save_model
+from lidiv_backend.model import ModelDescription, save_model
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.networks.proposal import DosNetwork, HypercolumnNetwork
-from lidiv_backend.networks.selection import CanSelection
+from lidiv_backend.networks.proposal import DosNetwork
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.batches import Batch
 from lidiv_backend.training.checkpoints import RunLog
 from lidiv_backend.training.draws import Draws, count_masks
 from lidiv_backend.training.simulation import dos_clicks
-from lidiv_backend.training.step import Outcome, TrainingStep
+from lidiv_backend.training.step import Outcome, TrainingStep, networks_to_train
 from lidiv_backend.training.stopping import StopSwitch, ignore_interrupts
 
 _CHECKPOINT = "training.pt"
@@ -51,13 +50,7 @@ class _Student:
         self.variant = variant
         self.config = variant.config(budget)
         torch.manual_seed(budget.seed)
-        self.proposal, self.selection = build_networks(variant.proposal, variant.selection)
-        if isinstance(self.proposal, DosNetwork):
-            self.proposal.begin_with(vgg)
-        if isinstance(self.proposal, HypercolumnNetwork) and self.config.grid > 1:
-            self.proposal.coarsen(self.config.grid)
-        if isinstance(self.selection, CanSelection):
-            self.selection.coarsen(self.config.selection_grid)
+        self.proposal, self.selection = networks_to_train(self.config, lambda _: vgg)
         self._budget = budget
         self._device = device
         self.seconds = 0.0

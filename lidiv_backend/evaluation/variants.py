@@ -140,7 +140,7 @@ class Variant:
             targets=budget.targets,
             crop=budget.crop,
             zoom=budget.zoom,
-            grid=budget.grid if self.proposal.body == "can" else 1,
+            grid=budget.grid if self.proposal.has_grid else 1,
             selection_grid=budget.grid,
             rate=self.rate or budget.rate,
             warmup=budget.warmup,

@@ -42,7 +42,7 @@ from lidiv_backend.model import (
 )
 from lidiv_backend.networks.encoders import build_encoder
 from lidiv_backend.predictor import Predictor, input_size
-from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
+from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask, some_images
 from lidiv_backend.scope import Scope
 from lidiv_backend.training.checkpoints import CheckpointFolder
 from lidiv_backend.training.config import LossConfig, TrainingConfig
@@ -237,12 +237,7 @@ def usual_length(images: ImageSet) -> float:
         If none of them can be read.
     """
     lengths = []
-    chosen = np.linspace(0, len(images) - 1, min(_SIZED_IMAGES, len(images))).round().astype(int)
-    for index in chosen.tolist():
-        try:
-            image = images[index]
-        except DataError:
-            continue
+    for image in some_images(images, _SIZED_IMAGES):
         for item in image.objects:
             rows, columns = np.nonzero(item.mask)
             if len(rows):

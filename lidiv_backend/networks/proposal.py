@@ -65,6 +65,11 @@ class ProposalConfig:
     body: str = "can"
     prompt: PromptChannels = PromptChannels()
 
+    @property
+    def has_grid(self) -> bool:
+        """Whether it can be trained on means of cells, see `HypercolumnNetwork.coarsen`."""
+        return self.architecture == "hypercolumn" and self.body == "can"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``model.json``."""
         return asdict(self)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from lidiv_backend.errors import BadRequestError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.networks.prompt import PromptChannels
-from lidiv_backend.networks.proposal import ARCHITECTURES, HypercolumnNetwork, ProposalConfig
+from lidiv_backend.networks.proposal import ARCHITECTURES, ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
 from lidiv_backend.training.simulation import DosProtocol
 
@@ -142,7 +142,6 @@ class TrainingConfig:
         network = ARCHITECTURES.get(self.proposal.architecture)
         grids = (self.grid, self.selection_grid)
         cell = max(getattr(network, "multiple", 1), *grids)
-        has_grid = network is HypercolumnNetwork and self.proposal.body == "can"
         crop_fits = cell == 1 if self.crop is None else self.crop > 0 and self.crop % cell == 0
         low, high = self.zoom if len(self.zoom) == 2 else (0.0, 0.0)
         rules = (
@@ -151,7 +150,10 @@ class TrainingConfig:
             (crop_fits, f"crop is a multiple of {cell} for this architecture"),
             (all(grid in (1, 2, 4, 8, 16) for grid in grids), "grids are 1, 2, 4, 8 or 16"),
             (self.selection_grid % self.grid == 0, "g's grid is not finer than f's"),
-            (grids == (1, 1) or has_grid, "a grid needs the architecture hypercolumn, body can"),
+            (
+                grids == (1, 1) or self.proposal.has_grid,
+                "a grid needs the architecture hypercolumn, body can",
+            ),
             (self.crop is not None or self.images == 1, "without crop, images is 1"),
             (self.views >= 0, "views is not below 0"),
             (not self.views or self.crop is not None, "views need a crop"),

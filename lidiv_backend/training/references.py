@@ -10,14 +10,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from lidiv_backend.errors import BadRequestError, DataError
 from lidiv_backend.model import load_model, weights_folder, write_model
 from lidiv_backend.predictor import Predictor
-from lidiv_backend.records import ImageSet
+from lidiv_backend.records import ImageSet, some_images
 from lidiv_backend.training.command import default_data
 from lidiv_backend.training.data import open_image_set
 
@@ -92,11 +91,12 @@ def describe_images(predictor: Predictor, images: ImageSet, *, limit: int) -> to
         float32 (N, D), see `lidiv_backend.scope.describe_image`; images that cannot be read are
         left out. None if none is left.
     """
-    rows = []
-    chosen = np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int)
-    for index in tqdm(chosen.tolist(), desc="references", unit="image", leave=False):
-        try:
-            rows.append(predictor.describe(images[index].rgb))
-        except DataError:
-            continue
+    read = tqdm(
+        some_images(images, limit),
+        total=min(limit, len(images)),
+        desc="references",
+        unit="image",
+        leave=False,
+    )
+    rows = [predictor.describe(image.rgb) for image in read]
     return torch.stack(rows) if rows else None

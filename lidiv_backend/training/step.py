@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,17 @@ from lidiv_backend.losses import (
     normalised_focal_loss,
     ranking_term,
 )
+from lidiv_backend.model import build_networks
+from lidiv_backend.networks.encoders import Encoder
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.networks.proposal import Decoded, ProposalNetwork
-from lidiv_backend.networks.selection import SelectionNetwork
-from lidiv_backend.training.config import LossConfig
+from lidiv_backend.networks.proposal import (
+    Decoded,
+    DosNetwork,
+    HypercolumnNetwork,
+    ProposalNetwork,
+)
+from lidiv_backend.networks.selection import CanSelection, SelectionNetwork
+from lidiv_backend.training.config import LossConfig, TrainingConfig
 
 _TASKS = {
     "jaccard": jaccard_loss,
@@ -63,6 +70,28 @@ def selected(masks: Tensor, rated: Tensor | None) -> Tensor:
     if rated is None:
         return torch.zeros(len(masks), dtype=torch.long, device=masks.device)
     return rated.argmax(1)
+
+
+def networks_to_train(
+    config: TrainingConfig, encoder: Callable[[str], Encoder]
+) -> tuple[ProposalNetwork, SelectionNetwork | None]:
+    """Build f and g with random weights, as a training begins with them.
+
+    Parameters
+    ----------
+    config
+        Architectures, and the grids on which they are trained.
+    encoder
+        Gives an encoder by its key in `ENCODERS`, for networks that begin with one's weights.
+    """
+    proposal, selection = build_networks(config.proposal, config.selection)
+    if isinstance(proposal, DosNetwork):
+        proposal.begin_with(encoder(DosNetwork.begins_with))
+    if isinstance(proposal, HypercolumnNetwork) and config.grid > 1:
+        proposal.coarsen(config.grid)
+    if isinstance(selection, CanSelection):
+        selection.coarsen(config.selection_grid)
+    return proposal, selection
 
 
 def proposal_objective(
@@ -185,26 +214,26 @@ class TrainingStep(nn.Module):
             seen = [part.float() for part in decoded.features]
             rated = self.selection(rgb[owner], prompt, masks, seen)
         elif truth is not None and valid is not None and not self.loss.ranked:
-            rated = hard_iou(*self._in_cells(truth, masks, valid))
+            wanted, counted = self._in_cells(truth, valid)
+            rated = hard_iou(wanted, masks, counted)
         return masks[torch.arange(len(masks)), selected(masks, rated)].unsqueeze(1)
 
-    def _in_cells(
-        self, truth: Tensor, masks: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Truth and valid pixels on f's grid, with the masks between them."""
+    def _in_cells(self, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Truth and valid pixels on f's grid."""
         stride = self.proposal.output_stride
         if stride == 1:
-            return truth, masks, valid
+            return truth, valid
         truth = nn.functional.avg_pool2d(truth, stride)
         valid = (nn.functional.avg_pool2d(valid, stride) > 0.99).float()
         # A pixel on the outline is neither: only clear ones are taught.
         valid = valid * ((truth < 0.25) | (truth > 0.75)).float()
-        return (truth > 0.5).float(), masks, valid
+        return (truth > 0.5).float(), valid
 
     def _judge(
         self, rgb: Tensor, decoded: Decoded, prompt: Prompt, truth: Tensor, valid: Tensor
     ) -> Outcome:
-        truth, logits, valid = self._in_cells(truth, decoded.logits.float(), valid)
+        truth, valid = self._in_cells(truth, valid)
+        logits = decoded.logits.float()
         loss = logits.new_zeros(())
         if self.train_proposal:
             size = (logits.shape[-2], logits.shape[-1])

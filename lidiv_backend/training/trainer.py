@@ -27,14 +27,11 @@ from lidiv_backend.errors import BadRequestError, TrainingError
 from lidiv_backend.model import (
     Model,
     ModelDescription,
-    build_networks,
     read_description,
     save_model,
 )
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.networks.proposal import DosNetwork, HypercolumnNetwork
-from lidiv_backend.networks.selection import CanSelection
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.batches import Batch
 from lidiv_backend.training.checkpoints import CheckpointFolder, CheckpointNote, RunLog
@@ -48,7 +45,7 @@ from lidiv_backend.training.simulation import (
     next_training_click,
     sample_first_click,
 )
-from lidiv_backend.training.step import Outcome, TrainingStep
+from lidiv_backend.training.step import Outcome, TrainingStep, networks_to_train
 from lidiv_backend.training.stopping import StopRequest, ignore_interrupts
 from lidiv_backend.training.validation import Look, validate
 
@@ -164,13 +161,7 @@ class Trainer:
         if config.proposal.encoder is not None:
             self.encoder = build_encoder(config.proposal.encoder)
             place(self.encoder, self.device)
-        self.proposal, self.selection = build_networks(config.proposal, config.selection)
-        if isinstance(self.proposal, DosNetwork):
-            self.proposal.begin_with(build_encoder(DosNetwork.begins_with))
-        if isinstance(self.proposal, HypercolumnNetwork) and config.grid > 1:
-            self.proposal.coarsen(config.grid)
-        if isinstance(self.selection, CanSelection):
-            self.selection.coarsen(config.selection_grid)
+        self.proposal, self.selection = networks_to_train(config, build_encoder)
         self.progress = _Progress()
         self.recent: deque[dict[str, float]] = deque(maxlen=200)
         self.wins = np.zeros(config.proposal.heads)

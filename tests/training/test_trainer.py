@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lidiv_backend import Click, Predictor
 from lidiv_backend.errors import BadRequestError, TrainingError, WeightsError
-from lidiv_backend.model import InferenceConfig, load_model, read_description
+from lidiv_backend.model import InferenceConfig, build_networks, load_model, read_description
 from lidiv_backend.networks import encoders
 from lidiv_backend.networks.prompt import PromptChannels
 from lidiv_backend.networks.proposal import ProposalConfig
@@ -153,7 +153,7 @@ class TestLearning:
         train(PAPER)
         trained = weights(tmp_path / "run")
         torch.manual_seed(PAPER.seed)
-        _, fresh = trainer_module.build_networks(PAPER.proposal, PAPER.selection)
+        _, fresh = build_networks(PAPER.proposal, PAPER.selection)
         assert fresh is not None
         assert any(
             not torch.equal(trained[f"g.{key}"], value) for key, value in fresh.state_dict().items()
