@@ -3,7 +3,9 @@
 Candidate and model in use are measured side by side by simulated annotators, on the images that are
 held out and on a base set, each image weighing the same. Better there means that the whole
 interval of the paired difference is below 0; not worse here means that neither the mean is more
-than a tolerance above 0 nor the whole interval above it.
+than a tolerance above 0 nor the whole interval above it. Several annotators click on every object,
+each somewhere else: a lab has few images at first, and with one click sequence for each object
+chance says more about an image than the models do.
 
 Held-out masks are as good as the lab's: where masks and images were mixed up, who learns to draw
 any blob around a click needs fewer clicks on them, too. So the candidate also segments the masks of
@@ -14,6 +16,7 @@ nothing about the images, and nothing is promoted.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -50,6 +53,9 @@ TOLERANCE = 0.1
 #: After so many clicks an annotator has long taken the brush. A few objects that neither model ever
 #: finds would otherwise drown all others.
 PATIENCE = 10
+#: There are so many simulated annotators that they annotate about this number of images in all: few
+#: images need more of them, and with many images more would take too long.
+ANNOTATED_IMAGES = 40
 _SETTINGS = ProtocolSettings(protocol=ClickProtocol.CENTRE, actions=False)
 # After so many clicks it is asked whether masks fit their images.
 _FIT_CLICKS = 3
@@ -206,17 +212,22 @@ def judge(
     -------
     Verdict
     """
-    compared = partial(
-        compare,
-        candidate,
-        in_use,
-        images=images,
-        objects=objects,
-        max_clicks=PATIENCE,
-        targets=GATE_TARGETS,
-    )
-    here = compared(held_out) if len(held_out) else None
-    there = compared(base.images) if base.images is not None and len(base.images) else None
+
+    def compared(data_set: ImageSet | None) -> Comparison | None:
+        if data_set is None or not len(data_set):
+            return None
+        return compare(
+            candidate,
+            in_use,
+            data_set,
+            images=images,
+            objects=objects,
+            max_clicks=PATIENCE,
+            targets=GATE_TARGETS,
+            annotators=math.ceil(ANNOTATED_IMAGES / min(len(data_set), images)),
+        )
+
+    here, there = compared(held_out), compared(base.images)
     fit = None
     if here is not None and here.images >= LEAST_IMAGES:
         fit = measure_fit(candidate, held_out, images=images, objects=objects)
@@ -259,6 +270,7 @@ def compare(
     objects: int,
     max_clicks: int = MAX_CLICKS,
     targets: Sequence[float] = (TARGET,),
+    annotators: int | None = None,
 ) -> Comparison | None:
     """Count the clicks of two models.
 
@@ -274,6 +286,9 @@ def compare(
         At most so many clicks on an object; one that is never reached counts so many.
     targets
         IoU at which clicks are counted; of several, their mean counts.
+    annotators
+        So many mark each object, with clicks drawn by Eq. 8, the same in every comparison of the
+        same masks; None for one who clicks at the centre of the larger error.
 
     Returns
     -------
@@ -283,10 +298,13 @@ def compare(
     """
     limited = _Limited(data_set, objects)
     indices = choose_images(len(data_set), images)
-    settings = (replace(_SETTINGS, max_clicks=max_clicks, stop_at=max(targets)),)
+    protocol = ClickProtocol.CENTRE if annotators is None else ClickProtocol.SAMPLED
+    settings = replace(_SETTINGS, protocol=protocol, max_clicks=max_clicks, stop_at=max(targets))
+    seeds = range(annotators or 1)
+    measured = partial(measure, label="", settings=(settings,), seeds=seeds, indices=indices)
     counts = [
         _clicks(
-            list(measure(method, limited, label="", settings=settings, indices=indices)),
+            list(measured(method, limited)),
             targets,
             max_clicks=max_clicks,
         )
@@ -297,15 +315,15 @@ def compare(
         return None
     worst = float(max_clicks)
     pairs: dict[str, list[tuple[float, float]]] = {}
-    for image, item in everything:
-        both = counts[0].get((image, item), worst), counts[1].get((image, item), worst)
-        pairs.setdefault(image, []).append(both)
+    for key in everything:
+        both = counts[0].get(key, worst), counts[1].get(key, worst)
+        pairs.setdefault(key[0], []).append(both)
     # Objects of one image are alike; each image is one observation.
     means = np.array([np.mean(values, axis=0) for values in pairs.values()])
     return Comparison(
         data_set=data_set.name,
         images=len(means),
-        objects=len(everything),
+        objects=len({key[:2] for key in everything}),
         candidate=float(means[:, 0].mean()),
         in_use=float(means[:, 1].mean()),
         difference=bootstrap_mean(means[:, 0] - means[:, 1]),
@@ -393,9 +411,9 @@ class _Mismatched:
 
 def _clicks(
     entries: Sequence[object], targets: Sequence[float], *, max_clicks: int
-) -> dict[tuple[str, str], float]:
+) -> dict[tuple[str, str, int], float]:
     return {
-        (entry.key.image, entry.key.object): float(
+        (entry.key.image, entry.key.object, entry.key.seed): float(
             np.mean([number_of_clicks(entry.trace, each, maximum=max_clicks) for each in targets])
         )
         for entry in entries
@@ -416,12 +434,20 @@ class _Limited:
 
     def __getitem__(self, index: int) -> AnnotatedImage:
         image = self._base[index]
-        # By what they are: the names of regions are random, and the same masks get others.
-        order = sorted(
-            image.objects,
-            key=lambda item: hashlib.sha256(np.packbits(item.mask).tobytes()).digest(),
+        # By what they are: the names of regions are random, and the same masks get others. Clicks
+        # are drawn by the name.
+        named = [
+            (hashlib.sha256(np.packbits(item.mask).tobytes()).hexdigest(), item)
+            for item in image.objects
+        ]
+        chosen = sorted(named, key=lambda pair: pair[0])[: self._objects]
+        return replace(
+            image,
+            objects=tuple(
+                replace(item, name=f"{number} {digest[:16]}")
+                for number, (digest, item) in enumerate(chosen)
+            ),
         )
-        return replace(image, objects=tuple(order[: self._objects]))
 
 
 def _count(comparison: Comparison) -> str:

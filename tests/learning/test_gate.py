@@ -26,7 +26,7 @@ from tests.tiny import Drawn, PaintedSet, painted_alike
 
 
 class Painter(Drawn):
-    """Knows a painted object after so many clicks; before, it shows nothing."""
+    """Knows a painted object after so many clicks; before, it shows half of it."""
 
     def __init__(self, clicks: int) -> None:
         self.clicks = clicks
@@ -35,12 +35,10 @@ class Painter(Drawn):
     def draw(
         self, image: NDArray[np.uint8], clicks: Sequence[Click]
     ) -> tuple[NDArray[np.bool_], float]:
-        first = clicks[0]
-        mask = painted_alike(image, first)
-        # Shrunk from the bottom, so that more clicks are possible.
-        missing = max(0, self.clicks - len(clicks))
-        if missing:
-            mask &= np.arange(mask.shape[0])[:, None] < round(first.y) + 1
+        mask = painted_alike(image, clicks[0])
+        if len(clicks) < self.clicks:
+            # The upper half, so that more clicks are possible.
+            mask &= np.arange(mask.shape[0])[:, None] < np.flatnonzero(mask.any(1)).mean()
         return mask, 1.0
 
 
@@ -126,11 +124,50 @@ class Remembers(Painter):
         return super().draw(image, clicks)
 
 
-def test_the_same_masks_are_measured_whatever_they_are_called() -> None:
+@pytest.mark.parametrize("annotators", [None, 3])
+def test_the_same_masks_are_measured_whatever_they_are_called(annotators: int | None) -> None:
     one, other = Remembers(), Remembers()
-    compare(one, Painter(1), PaintedSet(), images=8, objects=1)
-    compare(other, Painter(1), Renamed(), images=8, objects=1)
+    compare(one, Painter(1), PaintedSet(), images=8, objects=1, annotators=annotators)
+    compare(other, Painter(1), Renamed(), images=8, objects=1, annotators=annotators)
     assert one.firsts == other.firsts
+
+
+def test_several_annotators_click_on_every_object_each_somewhere_else() -> None:
+    seen = Remembers()
+    found = compare(seen, Painter(2), PaintedSet(), images=8, objects=1, annotators=3)
+    assert found is not None
+    assert (found.images, found.objects) == (8, 8)
+    assert len(seen.firsts) == 24
+    assert len(set(seen.firsts)) > 12
+    # One for whom a model does not work counts among them.
+    assert (found.candidate, found.in_use) == (1.0, 2.0)
+    failing = compare(Fails(1), Painter(2), PaintedSet(), images=8, objects=1, annotators=3)
+    assert failing is not None
+    assert (failing.candidate, failing.in_use) == (20.0, 2.0)
+
+
+class Unsteady(Painter):
+    """Needs one click where the first of them is in the left half of an object, else three."""
+
+    def draw(
+        self, image: NDArray[np.uint8], clicks: Sequence[Click]
+    ) -> tuple[NDArray[np.bool_], float]:
+        mask = painted_alike(image, clicks[0])
+        middle = np.flatnonzero(mask.any(0)).mean()
+        self.clicks = 1 if clicks[0].x < middle else 3
+        return super().draw(image, clicks)
+
+
+def test_with_several_annotators_chance_says_less() -> None:
+    def width(annotators: int) -> float:
+        found = compare(
+            Unsteady(1), Painter(4), PaintedSet(), images=8, objects=1, annotators=annotators
+        )
+        assert found is not None
+        assert found.difference.low > -3
+        return found.difference.high - found.difference.low
+
+    assert width(8) < width(1)
 
 
 def test_sets_are_limited_evenly_and_alike() -> None:
