@@ -10,7 +10,7 @@ chance says more about an image than the models do.
 Held-out masks are as good as the lab's: where masks and images were mixed up, who learns to draw
 any blob around a click needs fewer clicks on them, too. So the candidate also segments the masks of
 each held-out image on another one. If it does that as well as on their own image, the masks say
-nothing about the images, and nothing is promoted.
+nothing about the images, no clicks are counted, and nothing is promoted.
 """
 
 from __future__ import annotations
@@ -227,33 +227,35 @@ def judge(
             annotators=math.ceil(ANNOTATED_IMAGES / min(len(data_set), images)),
         )
 
-    here, there = compared(held_out), compared(base.images)
     fit = None
-    if here is not None and here.images >= LEAST_IMAGES:
+    if min(len(held_out), images) >= LEAST_IMAGES:
         fit = measure_fit(candidate, held_out, images=images, objects=objects)
-    told = [_tell(here, f"On the {_count(here)} held out") if here else "No image is held out."]
-    told.append(_tell(there, f"On {base.about}") if there else f"{base.about}.")
-    if here is None or here.images < LEAST_IMAGES:
-        reason = (
-            f"Kept, not promoted: only {0 if here is None else here.images} images are held out, "
-            f"and at least {LEAST_IMAGES} are needed to tell."
-        )
-    elif fit is not None and not fit.holds:
+    if fit is not None and fit.images >= LEAST_IMAGES and not fit.holds:
+        # No number of clicks on such masks would say anything.
         reason = (
             "Kept, not promoted: the accepted masks fit other images as well as their own (IoU "
             f"after {_FIT_CLICKS} clicks {fit.own:.2f} on the own image, {fit.other:.2f} on "
             "another). Were masks and images mixed up?"
+        )
+        return Verdict(passed=False, text=reason, held_out=None, base=None, fit=fit)
+    here, there = compared(held_out), compared(base.images)
+    told = [_tell(here, f"On the {_count(here)} held out") if here else "No image is held out."]
+    told.append(_tell(there, f"On {base.about}") if there else f"{base.about}.")
+    passed = False
+    if here is None or here.images < LEAST_IMAGES:
+        reason = (
+            f"Kept, not promoted: only {0 if here is None else here.images} images are held out, "
+            f"and at least {LEAST_IMAGES} are needed to tell."
         )
     elif not here.difference.high < 0:
         reason = "Kept, not promoted: it does not need fewer clicks than the model in use."
     elif there is not None and is_worse(there):
         reason = "Kept, not promoted: it forgot something that the model in use knows."
     else:
+        passed = True
         reason = "Promoted: it needs fewer clicks than the model in use."
-        return Verdict(
-            passed=True, text=" ".join([reason, *told]), held_out=here, base=there, fit=fit
-        )
-    return Verdict(passed=False, text=" ".join([reason, *told]), held_out=here, base=there, fit=fit)
+    text = " ".join([reason, *told])
+    return Verdict(passed=passed, text=text, held_out=here, base=there, fit=fit)
 
 
 def is_worse(comparison: Comparison) -> bool:

@@ -294,10 +294,12 @@ def _middle(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 def test_who_is_better_at_masks_that_fit_no_image_is_kept() -> None:
     images = PaintedSet(length=8)
     masks = [item.mask for index in range(8) for item in images[index].objects]
+    clicks = compare(Blobs(2, masks), Blobs(3, masks), images, images=8, objects=2)
+    assert clicks is not None
+    assert clicks.difference.high < 0
     found = verdict(Blobs(2, masks), Blobs(3, masks))
-    assert found.held_out is not None
-    assert found.held_out.difference.high < 0
     assert not found.passed
+    assert (found.held_out, found.base) == (None, None)
     assert found.fit is not None
     assert not found.fit.holds
     assert "fit other images as well as their own" in found.text
