@@ -17,7 +17,7 @@ from lidiv_backend.evaluation.results import read_results
 from lidiv_backend.evaluation.runner import Plan, evaluate
 from lidiv_backend.evaluation.side_by_side import SideBySide
 from lidiv_backend.evaluation.tables import write_summaries
-from lidiv_backend.evaluation.variants import AFTERNOON, FULL, QUICK, Budget, choose_variants
+from lidiv_backend.evaluation.variants import FULL, HALF_DAY, QUICK, Budget, choose_variants
 from lidiv_backend.model import load_model, weights_folder, write_model
 from lidiv_backend.training.command import default_data
 from lidiv_backend.training.data import open_image_set
@@ -25,6 +25,8 @@ from lidiv_backend.training.data import open_image_set
 #: Systems of Table 2 that need no training; OpenCV's GrabCut is not in the paper.
 _CLASSICAL = tuple(label for label in CLASSICAL if label != "grabcut")
 _PRESETS = ("paper", "default")
+#: Longest side of the images that ``paper`` was trained on.
+POOL_SIDE = 384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +59,16 @@ class Scale:
 QUICK_SCALE = Scale(
     budget=QUICK,
     classical_side=CLASSICAL_LONGEST_SIDE,
-    paper_side=256,
-    limit=20,
+    paper_side=POOL_SIDE,
+    limit=40,
     classical_seeds=1,
     seeds=3,
     variant_seeds=1,
 )
-AFTERNOON_SCALE = Scale(
-    budget=AFTERNOON,
+HALF_DAY_SCALE = Scale(
+    budget=HALF_DAY,
     classical_side=CLASSICAL_LONGEST_SIDE,
-    paper_side=320,
+    paper_side=POOL_SIDE,
     limit=40,
     classical_seeds=1,
     seeds=3,
@@ -88,13 +90,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "Variants are trained side by side, each with the same number of steps on the same\n"
-        f"examples. --quick: {QUICK}.\nWithout: {AFTERNOON}.\n--full: {FULL}.\n"
+        f"examples. --quick: {QUICK}.\nWithout: {HALF_DAY}.\n--full: {FULL}.\n"
         "What is done already is left out when the command is repeated."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and results")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--quick", action="store_true", help="smaller in everything: for two hours on one core"
+        "--quick",
+        action="store_true",
+        help="smaller in everything: for two to three hours on two cores",
     )
     size.add_argument("--full", action="store_true", help="at full size: days on a GPU")
     parser.add_argument("--train-data", help="shards:$LIDIV_DATA/train if not given")
@@ -154,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scale(args: argparse.Namespace) -> Scale:
-    scale = FULL_SCALE if args.full else QUICK_SCALE if args.quick else AFTERNOON_SCALE
+    scale = FULL_SCALE if args.full else QUICK_SCALE if args.quick else HALF_DAY_SCALE
     if args.steps is not None:
         steps = max(1, args.steps)
         budget = replace(scale.budget, steps=steps, selection_steps=max(1, steps // 2))

@@ -78,8 +78,8 @@ class Budget:
         )
 
 
-#: For two hours on one core, measuring included: which way things point. Of pictures of 384 pixels
-#: the squares hold all, or nearly all, at the size at which the networks are used.
+#: For two to three hours on two cores, measuring included: which way things point. Of pictures of
+#: 384 pixels the squares hold all, or nearly all, at the size at which the networks are used.
 QUICK = Budget(
     steps=1200,
     selection_steps=600,
@@ -93,8 +93,8 @@ QUICK = Budget(
     relaxation=0.05,
     longest_side=160,
 )
-#: For an afternoon on two cores, measuring included.
-AFTERNOON = replace(QUICK, steps=3000, selection_steps=1500, warmup=50)
+#: For half a day on two cores, measuring included.
+HALF_DAY = replace(QUICK, steps=3000, selection_steps=1500, warmup=50)
 #: The paper's: 100 epochs at full size.
 FULL = Budget(
     steps=_PAPER.steps,
