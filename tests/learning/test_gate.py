@@ -224,6 +224,16 @@ def test_with_few_images_nothing_is_promoted() -> None:
     assert "No image is held out" in verdict(Painter(1), Painter(3), images=0).text
 
 
+def test_the_fewer_images_the_more_annotators() -> None:
+    def places_of_first_clicks(images: int) -> float:
+        seen = Remembers()
+        held_out = PaintedSet(length=images)
+        judge(seen, Painter(3), held_out=held_out, base=NO_BASE, images=40, objects=1)
+        return len(set(seen.firsts)) / images
+
+    assert places_of_first_clicks(5) > 2 * places_of_first_clicks(40)
+
+
 def test_what_is_never_found_counts_as_long_as_an_annotator_is_patient() -> None:
     found = verdict(Fails(1), Painter(2)).held_out
     assert found is not None
