@@ -18,15 +18,13 @@ from lidiv_backend.evaluation.runner import Plan, evaluate
 from lidiv_backend.evaluation.side_by_side import SideBySide
 from lidiv_backend.evaluation.tables import write_summaries
 from lidiv_backend.evaluation.variants import FULL, HALF_DAY, QUICK, Budget, choose_variants
-from lidiv_backend.model import load_model, weights_folder, write_model
+from lidiv_backend.model import weights_folder
 from lidiv_backend.training.command import default_data
 from lidiv_backend.training.data import open_image_set
 
 #: Systems of Table 2 that need no training; OpenCV's GrabCut is not in the paper.
 _CLASSICAL = tuple(label for label in CLASSICAL if label != "grabcut")
 _PRESETS = ("paper", "default")
-#: Longest side of the images that ``paper`` was trained on.
-POOL_SIDE = 384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,6 @@ class Scale:
         Of every trained variant.
     classical_side
         Longest side of the image for classical systems and graph cuts; None for its full size.
-    paper_side
-        Longest side for the preset ``paper``, which computes at full resolution.
     limit
         Images of each set apart from GrabCut; None for all.
     classical_seeds, seeds, variant_seeds
@@ -49,7 +45,6 @@ class Scale:
 
     budget: Budget
     classical_side: int | None
-    paper_side: int | None
     limit: int | None
     classical_seeds: int
     seeds: int
@@ -59,7 +54,6 @@ class Scale:
 QUICK_SCALE = Scale(
     budget=QUICK,
     classical_side=CLASSICAL_LONGEST_SIDE,
-    paper_side=POOL_SIDE,
     limit=40,
     classical_seeds=1,
     seeds=3,
@@ -68,7 +62,6 @@ QUICK_SCALE = Scale(
 HALF_DAY_SCALE = Scale(
     budget=HALF_DAY,
     classical_side=CLASSICAL_LONGEST_SIDE,
-    paper_side=POOL_SIDE,
     limit=40,
     classical_seeds=1,
     seeds=3,
@@ -77,7 +70,6 @@ HALF_DAY_SCALE = Scale(
 FULL_SCALE = Scale(
     budget=FULL,
     classical_side=None,
-    paper_side=None,
     limit=None,
     classical_seeds=3,
     seeds=3,
@@ -204,8 +196,6 @@ def table_2_plans(
         except LidivError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        if label == "paper" and scale.paper_side is not None:
-            source = str(reduced_copy(source, folder / "reduced", scale.paper_side))
         ours.append(MethodSpec(label=label, source=source))
     # The presets show what alternatives are worth; a method with one proposal has none.
     return [
@@ -252,23 +242,3 @@ def _plans(
             limit=None if data_set.partition(":")[0] == "grabcut" else scale.limit,
             data=data,
         )
-
-
-def reduced_copy(source: str | Path, folder: Path, longest_side: int) -> Path:
-    """Copy weights so that they work on images reduced to a longest side.
-
-    Parameters
-    ----------
-    source
-        Folder of weights.
-    folder
-        Gets a folder of the preset's name.
-    longest_side
-        In pixels.
-    """
-    model = load_model(source)
-    inference = replace(model.description.inference, longest_side=longest_side)
-    target = folder / model.description.name
-    description = replace(model.description, inference=inference)
-    write_model(target, replace(model, description=description))
-    return target

@@ -174,9 +174,7 @@ class TestPlans:
             assert len(specs[label][1].seeds) == 1
         assert len(specs["default"][1].seeds) == 3
         assert specs["dos-graph-cut"][0].source == f"{tmp_path / 'weights' / 'dos'}+graph-cut"
-        # The paper's model computes at full resolution: here it sees smaller images.
-        reduced = load_model(specs["paper"][0].source)
-        assert reduced.description.inference.longest_side == scale.paper_side
+        assert specs["paper"][0].source == str(presets / "paper")
         assert {plan.limit for plan in plans if plan.data_sets == ("grabcut",)} == {None}
         assert {plan.limit for plan in plans if plan.data_sets == ("coco-dev",)} == {scale.limit}
 
