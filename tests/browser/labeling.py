@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from label_studio_sdk.converter.brush import decode_rle
 from numpy.typing import NDArray
-from playwright.sync_api import Page, Response, expect
+from playwright.sync_api import Locator, Page, Response, expect
 
 #: The image's tag of the annotation that is open.
 _IMAGE = "[...Htx.annotationStore.selected.names.values()].find(tag => tag.type === 'image')"
@@ -75,7 +75,7 @@ class LabelingPage:
         setting = self._page.get_by_role(
             "checkbox", name="Keep label selected after creating a region"
         )
-        setting.check()
+        _switch_on(setting)
         self.photograph("settings")
         self._page.keyboard.press("Escape")
         expect(setting).to_be_hidden()
@@ -83,7 +83,7 @@ class LabelingPage:
     def choose_auto_detect(self, label: str) -> None:
         """Switch on Auto-Annotation, take the Auto-Detect tool, and pick a label for its points."""
         toggle = self._page.get_by_test_id("bottombar-auto-annotation-toggle")
-        toggle.check()
+        _switch_on(toggle)
         expect(self._page.get_by_test_id("bottombar-auto-accept-toggle")).not_to_be_checked()
         self._page.locator(".lsf-tool_smart:visible").last.click()
         # Where brushes and points have label rows of their own, that of the points is the last.
@@ -267,3 +267,13 @@ def _clicks(request: dict[str, Any]) -> tuple[bool, ...]:
         if "is_positive" in point
     }
     return tuple(points.values())
+
+
+def _switch_on(switch: Locator) -> None:
+    """Switch on what may be on already.
+
+    React shows it a moment after the click, for which `Locator.check` does not wait.
+    """
+    if not switch.is_checked():
+        switch.click()
+    expect(switch).to_be_checked()
