@@ -59,14 +59,7 @@ QUICK_SCALE = Scale(
     seeds=3,
     variant_seeds=1,
 )
-HALF_DAY_SCALE = Scale(
-    budget=HALF_DAY,
-    classical_side=CLASSICAL_LONGEST_SIDE,
-    limit=40,
-    classical_seeds=1,
-    seeds=3,
-    variant_seeds=1,
-)
+HALF_DAY_SCALE = replace(QUICK_SCALE, budget=HALF_DAY)
 FULL_SCALE = Scale(
     budget=FULL,
     classical_side=None,

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import cv2
@@ -303,10 +302,9 @@ def compare(
     protocol = ClickProtocol.CENTRE if annotators is None else ClickProtocol.SAMPLED
     settings = replace(_SETTINGS, protocol=protocol, max_clicks=max_clicks, stop_at=max(targets))
     seeds = range(annotators or 1)
-    measured = partial(measure, label="", settings=(settings,), seeds=seeds, indices=indices)
     counts = [
         _clicks(
-            list(measured(method, limited)),
+            measure(method, limited, label="", settings=(settings,), seeds=seeds, indices=indices),
             targets,
             max_clicks=max_clicks,
         )
@@ -412,7 +410,7 @@ class _Mismatched:
 
 
 def _clicks(
-    entries: Sequence[object], targets: Sequence[float], *, max_clicks: int
+    entries: Iterable[object], targets: Sequence[float], *, max_clicks: int
 ) -> dict[tuple[str, str, int], float]:
     return {
         (entry.key.image, entry.key.object, entry.key.seed): float(
