@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from lidiv_backend.errors import BadRequestError, WeightsError
 from lidiv_backend.evaluation.datasets import known_data_sets, split_specs
-from lidiv_backend.evaluation.measures import Summary
 from lidiv_backend.evaluation.methods import CLASSICAL, CLASSICAL_LONGEST_SIDE, MethodSpec
 from lidiv_backend.evaluation.protocols import ClickProtocol, ProtocolSettings
 from lidiv_backend.evaluation.report import write_report
-from lidiv_backend.evaluation.results import read_results
+from lidiv_backend.evaluation.results import Contents, read_results
 from lidiv_backend.evaluation.runner import Plan, evaluate
 from lidiv_backend.evaluation.tables import (
     render_summary,
@@ -100,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         page = write_report(args.out, photographs=not args.no_photographs)
         sys.stdout.write(f"\nThe page is {page}\n")
     if plan is not None and args.record:
-        _record(plan, summaries_of(contents.latest()), _words(args, plan))
+        _record(plan, contents, _words(args, plan))
     if plan is not None and args.insert:
         insert_measured(args.insert, "clicks", text, command=_words(args, plan))
     return 1 if any(problem.defect for problem in contents.problems) else 0
@@ -153,8 +151,18 @@ def _words(args: argparse.Namespace, plan: Plan) -> str:
     return " ".join(words)
 
 
-def _record(plan: Plan, summaries: Sequence[Summary], command: str) -> None:
-    """Write what weights scored into their folders, and their cards anew."""
+def _record(plan: Plan, contents: Contents, command: str) -> None:
+    """Write what weights scored into their folders, and their cards anew.
+
+    The folder of results may hold what other commands measured; they recorded it themselves.
+    """
+    measured = {entry.name for entry in contents.data_sets if entry.spec in plan.data_sets}
+    protocols = {settings.protocol.value for settings in plan.settings}
+    summaries = [
+        summary
+        for summary in summaries_of(contents.latest())
+        if summary.data_set in measured and summary.protocol in protocols
+    ]
     for spec in plan.methods:
         try:
             folder = weights_folder(spec.source)

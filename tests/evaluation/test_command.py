@@ -11,12 +11,16 @@ from tests import tiny
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
+    return make_data(tmp_path / "set")
+
+
+def make_data(folder: Path) -> str:
     for name in ("images", "masks"):
-        (tmp_path / "set" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         mask = np.zeros((24, 32), np.uint8)
         mask[4:20, 4:20] = 255
-        cv2.imwrite(str(tmp_path / "set" / name / "a.png"), mask)
-    return f"folder:{tmp_path / 'set'}"
+        cv2.imwrite(str(folder / name / "a.png"), mask)
+    return f"folder:{folder}"
 
 
 def test_weights_are_measured_and_keep_what_they_scored(
@@ -43,6 +47,21 @@ def test_weights_are_measured_and_keep_what_they_scored(
     # Recording is no other version: all is done already.
     assert main([*words, "--resume", "--out", str(tmp_path / "out")]) == 0
     assert version in (tmp_path / "out" / "results.jsonl").read_text()
+
+
+def test_a_card_names_for_each_set_the_command_that_measured_it(data: str, tmp_path: Path) -> None:
+    about = tiny.description(heads=2, ranked=True)
+    weights = tmp_path / "weights"
+    save_model(weights, about, tiny.model(about).proposal.state_dict(), None)
+    other = make_data(tmp_path / "other")
+    words = ["evaluate", "--methods", f"mine={weights}", "--record", "--out", str(tmp_path / "out")]
+    assert main([*words, "--data-sets", data]) == 0
+    assert main([*words, "--data-sets", other, "--limit", "1", "--resume"]) == 0
+    results = read_description(weights).results
+    assert results["Clicks on set, protocol centre"]["command"].endswith(
+        "--data-sets folder:set --protocol centre"
+    )
+    assert results["Clicks on other, protocol centre"]["command"].endswith("--limit 1")
 
 
 @pytest.mark.parametrize(
