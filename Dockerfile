@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The backend for Label Studio, with everything that it needs inside: nothing is fetched when it runs.
 #
 #   docker build -t lidiv .                            CPU (a GPU is not looked for)

@@ -22,8 +22,19 @@ FILES = ("compose.yaml", "compose.scale.yaml")
 OURS = ("backend", "backend-2", "worker")
 
 
+class ComposeLoader(yaml.SafeLoader):
+    """Knows Compose's tag for a list of which an earlier file's entries are taken back."""
+
+
+def nothing(_: ComposeLoader, __: yaml.Node) -> list[Any]:
+    return []
+
+
+ComposeLoader.add_constructor("!reset", nothing)
+
+
 def load(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((DEPLOY / name).read_text()))
+    return dict(yaml.load((DEPLOY / name).read_text(), ComposeLoader))  # noqa: S506
 
 
 def with_defaults(value: str) -> str:
@@ -145,6 +156,10 @@ def test_the_second_replica_is_like_the_first_and_hidden_behind_the_balancer() -
     services = load(FILES[1])["services"]
     assert services["backend-2"]["extends"] == {"file": FILES[0], "service": "backend"}
     assert services["backend-2"]["environment"] == services["backend"]["environment"]
+    # Where the page of one replica was is that of both.
+    (port,) = load(FILES[0])["services"]["backend"]["ports"]
+    assert services["balancer"]["ports"] == [port.replace("}:9090", "}:8080")]
+    assert services["backend"]["ports"] == services["backend-2"]["ports"] == []
     assert services["balancer"]["read_only"] is True
     assert services["balancer"]["cap_drop"] == ["ALL"]
 
