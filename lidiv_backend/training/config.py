@@ -92,6 +92,10 @@ class TrainingConfig:
     recorded
         Probability that an example begins with clicks that its annotator made, where they are
         known.
+    shared
+        Probability that an example begins with the click of another object of the image, if that
+        click is on its own, too: a person and their coat ask for two masks with one click, so that
+        one mask cannot be the answer to both.
     kinds
         How often a mask of each kind is drawn, relative to the others.
     merged
@@ -126,6 +130,7 @@ class TrainingConfig:
     dos: float = 1.0
     dos_protocol: DosProtocol = DosProtocol()
     recorded: float = 0.0
+    shared: float = 0.0
     kinds: Mapping[str, float] = field(default_factory=lambda: {"instance": 1.0})
     merged: float = 0.0
     jitter: float = 0.0
@@ -166,6 +171,7 @@ class TrainingConfig:
             (_are_shares(self.kinds.values()), "kinds have shares, not all of them 0"),
             (0 <= self.dos <= 1 and 0 <= self.merged <= 1, "dos and merged lie between 0 and 1"),
             (0 <= self.recorded <= 1, "recorded lies between 0 and 1"),
+            (0 <= self.shared <= 1, "shared lies between 0 and 1"),
             (0 <= self.loss.relaxation <= 1, "loss.relaxation lies between 0 and 1"),
         )
         for holds, rule in rules:

@@ -108,6 +108,33 @@ def sample_first_click(
     return click
 
 
+def shared_click(mask: Region, clicks: Sequence[Click], rng: np.random.Generator) -> Click | None:
+    """Choose a click that was made on another object and is on this one, too.
+
+    Parameters
+    ----------
+    mask
+        bool (H, W), the object, without pixels that count neither way.
+    clicks
+        Clicks on other objects of the same image.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    Click or None
+        One of the positive clicks that are on the object; None if no one is.
+    """
+    height, width = mask.shape
+    on_it = [
+        click
+        for click in clicks
+        if click.positive
+        and mask[np.clip(round(click.y), 0, height - 1), np.clip(round(click.x), 0, width - 1)]
+    ]
+    return on_it[int(rng.integers(len(on_it)))] if on_it else None
+
+
 def sample_next_click(
     truth: Region,
     prediction: Region,

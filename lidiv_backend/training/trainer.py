@@ -44,6 +44,7 @@ from lidiv_backend.training.simulation import (
     dos_clicks,
     next_training_click,
     sample_first_click,
+    shared_click,
 )
 from lidiv_backend.training.step import Outcome, TrainingStep, networks_to_train
 from lidiv_backend.training.stopping import StopRequest, ignore_interrupts
@@ -467,7 +468,10 @@ class Trainer:
         rng = np.random.default_rng([config.seed, 1, number, self.accelerator.process_index])
         batch = Batch(draws, self.device)
         features = self._features(batch)
-        clicks = [self._first_clicks(batch, index, rng) for index in range(len(batch))]
+        clicks: list[list[Click]] = []
+        for index in range(len(batch)):
+            shared = self._shared_click(batch, index, clicks, rng)
+            clicks.append(shared or self._first_clicks(batch, index, rng))
         probabilities = np.array(config.iterations)
         further = int(rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
         previous: Tensor | None = None
@@ -523,6 +527,17 @@ class Trainer:
 
     def _prompt(self, clicks: list[list[Click]], previous: Tensor | None) -> Prompt:
         return Prompt(clicks=pack_clicks(clicks).to(self.device), previous=previous)
+
+    def _shared_click(
+        self, batch: Batch, index: int, before: list[list[Click]], rng: np.random.Generator
+    ) -> list[Click]:
+        """The first click of another example of the image, if it is on this object, too."""
+        if not self.config.shared or rng.random() >= self.config.shared:
+            return []
+        owner = batch.owner_of
+        firsts = [clicks[0] for o, clicks in enumerate(before) if owner[o] == owner[index]]
+        click = shared_click(batch.objects[index], firsts, rng)
+        return [] if click is None else [click]
 
     def _first_clicks(self, batch: Batch, index: int, rng: np.random.Generator) -> list[Click]:
         wanted, ignored = batch.objects[index], batch.ignored[index]

@@ -20,6 +20,7 @@ from lidiv_backend.training.simulation import (
     next_training_click,
     sample_first_click,
     sample_next_click,
+    shared_click,
 )
 
 Region = NDArray[np.bool_]
@@ -381,3 +382,17 @@ class TestDosClicks:
     def test_an_empty_mask_is_refused(self) -> None:
         with pytest.raises(DataError):
             dos_clicks(np.zeros((9, 9), dtype=bool), [], np.random.default_rng(0))
+
+
+def test_a_click_is_shared_with_an_object_that_is_under_it() -> None:
+    coat = np.zeros((20, 30), dtype=bool)
+    coat[5:15, 8:20] = True
+    beside, inside = Click(x=2, y=2), Click(x=9.4, y=14.4)
+    negative = Click(x=12, y=9, positive=False)
+    rng = np.random.default_rng(0)
+    assert shared_click(coat, [beside, inside, negative], rng) == inside
+    assert shared_click(coat, [beside, negative], rng) is None
+    assert shared_click(coat, [], rng) is None
+    # Recorded clicks may lie half a pixel beyond the outermost middles.
+    edge = Click(x=29.5, y=19.5)
+    assert shared_click(np.ones_like(coat), [edge], rng) == edge

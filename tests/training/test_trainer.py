@@ -237,6 +237,30 @@ class TestLearning:
         assert not same(found, last)
 
 
+class TestSharedClicks:
+    @pytest.mark.parametrize("shared", [0.0, 1.0])
+    def test_an_object_and_a_larger_one_are_asked_for_by_one_click(
+        self, shared: float, train: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The first object is merged with the second, which is asked for alone as well.
+        seen: list[tuple[Click, Click]] = []
+        forward = Trainer._forward
+
+        def spy(trainer: Trainer, step: Any, batch: Any, features: Any, clicks: Any, mask: Any):  # type: ignore[no-untyped-def]
+            (larger,), (smaller,) = clicks
+            if batch.objects[1][round(larger.y), round(larger.x)]:
+                seen.append((larger, smaller))
+            return forward(trainer, step, batch, features, clicks, mask)
+
+        monkeypatch.setattr(Trainer, "_forward", spy)
+        config = dataclasses.replace(
+            PAPER, steps=12, joint=True, merged=1.0, dos=0.0, shared=shared, crop=48
+        )
+        train(config)
+        assert len(seen) > 2
+        assert all(larger == smaller for larger, smaller in seen) == bool(shared)
+
+
 class TestGrid:
     @pytest.mark.parametrize("grids", [(2, 2), (1, 4), (4, 4)])
     def test_trains_the_same_networks(
