@@ -170,7 +170,17 @@ def test_a_preset_is_tuned_as_it_was_trained() -> None:
     assert (whole.images, whole.crop) == (1, None)
     # What an unknown version wrote is not understood, and does no harm.
     odd = dataclasses.replace(about, training={"loss": {"what": 1}, "crop": 320})
-    assert tuning_config(odd, SETTINGS, length=50).loss == LossConfig()
+    assert tuning_config(odd, SETTINGS, length=50).loss.task == LossConfig().task
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.05), (0.2, 0.2)])
+def test_masks_that_are_not_the_best_learn_too(before: float, after: float) -> None:
+    preset = PRESETS["default"]
+    loss = dataclasses.replace(preset.loss, relaxation=before)
+    trained = dataclasses.replace(preset, loss=loss).to_json()
+    about = dataclasses.replace(tiny.description(name="default", pyramid=True), training=trained)
+    tuned = tuning_config(about, SETTINGS, length=50).loss
+    assert tuned == dataclasses.replace(loss, relaxation=after)
 
 
 def test_squares_show_what_is_around_the_labs_objects() -> None:
