@@ -67,7 +67,7 @@ _OUTLINE = 0.07
 _AROUND = 3
 #: The least part of the mean over all masks in f's loss. A lab's few hundred steps teach the best
 #: mask of each example, but another may be shown: without any of it, clicks do not become fewer.
-_RELAXATION = 0.05
+_RELAXATION = 0.2
 #: So many images say how large a lab's objects are.
 _SIZED_IMAGES = 64
 # Examples are drawn from so many places; only their shares matter.
