@@ -125,13 +125,7 @@ def shared_click(mask: Region, clicks: Sequence[Click], rng: np.random.Generator
     Click or None
         One of the positive clicks that are on the object; None if no one is.
     """
-    height, width = mask.shape
-    on_it = [
-        click
-        for click in clicks
-        if click.positive
-        and mask[np.clip(round(click.y), 0, height - 1), np.clip(round(click.x), 0, width - 1)]
-    ]
+    on_it = [click for click in clicks if click.positive and mask[_pixel_of(click, mask.shape)]]
     return on_it[int(rng.integers(len(on_it)))] if on_it else None
 
 
@@ -390,11 +384,15 @@ def _without(region: Region, ignore: Region | None) -> Region:
 
 def _unclicked(weights: NDArray[np.float32], clicks: Iterable[Click]) -> NDArray[np.float32]:
     """Set the weights of the clicked pixels to 0, in place."""
-    height, width = weights.shape
     for click in clicks:
-        row, column = int(np.floor(click.y + 0.5)), int(np.floor(click.x + 0.5))
-        weights[min(max(row, 0), height - 1), min(max(column, 0), width - 1)] = 0
+        weights[_pixel_of(click, weights.shape)] = 0
     return weights
+
+
+def _pixel_of(click: Click, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Row and column of the clicked pixel."""
+    row, column = int(np.floor(click.y + 0.5)), int(np.floor(click.x + 0.5))
+    return min(max(row, 0), shape[0] - 1), min(max(column, 0), shape[1] - 1)
 
 
 def _sample_in_proportion(

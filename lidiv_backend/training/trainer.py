@@ -470,8 +470,7 @@ class Trainer:
         features = self._features(batch)
         clicks: list[list[Click]] = []
         for index in range(len(batch)):
-            shared = self._shared_click(batch, index, clicks, rng)
-            clicks.append(shared or self._first_clicks(batch, index, rng))
+            clicks.append(self._first_clicks(batch, index, clicks, rng))
         probabilities = np.array(config.iterations)
         further = int(rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
         previous: Tensor | None = None
@@ -528,28 +527,26 @@ class Trainer:
     def _prompt(self, clicks: list[list[Click]], previous: Tensor | None) -> Prompt:
         return Prompt(clicks=pack_clicks(clicks).to(self.device), previous=previous)
 
-    def _shared_click(
+    def _first_clicks(
         self, batch: Batch, index: int, before: list[list[Click]], rng: np.random.Generator
     ) -> list[Click]:
-        """The first click of another example of the image, if it is on this object, too."""
-        if not self.config.shared or rng.random() >= self.config.shared:
-            return []
-        owner = batch.owner_of
-        firsts = [clicks[0] for o, clicks in enumerate(before) if owner[o] == owner[index]]
-        click = shared_click(batch.objects[index], firsts, rng)
-        return [] if click is None else [click]
-
-    def _first_clicks(self, batch: Batch, index: int, rng: np.random.Generator) -> list[Click]:
+        """What an example begins with; ``before`` are the clicks of the examples before it."""
         wanted, ignored = batch.objects[index], batch.ignored[index]
+        beside = [
+            other
+            for other in range(len(batch))
+            if batch.owner_of[other] == batch.owner_of[index] and other != index
+        ]
+        if self.config.shared and rng.random() < self.config.shared:
+            firsts = [before[other][0] for other in beside if other < index]
+            click = shared_click(wanted, firsts, rng)
+            if click is not None:
+                return [click]
         recorded = batch.clicks[index]
         if recorded and rng.random() < self.config.recorded:
             return recorded[: int(rng.integers(1, len(recorded) + 1))]
         if rng.random() < self.config.dos:
-            others = [
-                batch.objects[other]
-                for other in range(len(batch.objects))
-                if batch.owner_of[other] == batch.owner_of[index] and other != index
-            ]
+            others = [batch.objects[other] for other in beside]
             return dos_clicks(
                 wanted, others, rng, ignore=ignored, protocol=self.config.dos_protocol
             )
