@@ -158,11 +158,13 @@ def _record(plan: Plan, contents: Contents, command: str) -> None:
     """
     measured = {entry.name for entry in contents.data_sets if entry.spec in plan.data_sets}
     protocols = {settings.protocol.value for settings in plan.settings}
-    summaries = [
-        summary
-        for summary in summaries_of(contents.latest())
-        if summary.data_set in measured and summary.protocol in protocols
-    ]
+    summaries = summaries_of(
+        [
+            result
+            for result in contents.latest()
+            if result.key.data_set in measured and result.key.protocol in protocols
+        ]
+    )
     for spec in plan.methods:
         try:
             folder = weights_folder(spec.source)
