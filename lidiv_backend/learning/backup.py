@@ -48,7 +48,7 @@ from lidiv_backend.learning.files import (
 from lidiv_backend.learning.migrations import known_revisions
 from lidiv_backend.learning.registry import BASE, ModelRegistry
 from lidiv_backend.learning.schema import Base
-from lidiv_backend.learning.store import Store, StoreError, unusable
+from lidiv_backend.learning.store import Store, StoreError, server_engine, unusable
 
 _FORMAT = 1
 _DATABASE = "lidiv.sqlite"
@@ -381,7 +381,7 @@ def _save_server(url: str, target: Path) -> None:
     Store(f"sqlite:///{target}").close()
     try:
         # One transaction sees the database as it was when it began.
-        source = create_engine(url, isolation_level="REPEATABLE READ")
+        source = server_engine(url, isolation_level="REPEATABLE READ")
         copy = create_engine(f"sqlite:///{target}")
         with source.connect() as reading, copy.begin() as writing:
             found = reading.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -525,7 +525,7 @@ def _require_vacant(installation: Installation) -> None:
     ]
     if installation.sqlite is None:
         Store(installation.database).close()
-        engine = create_engine(installation.database)
+        engine = server_engine(installation.database)
         with engine.connect() as connection:
             for table in Base.metadata.sorted_tables:
                 if connection.scalar(select(func.count()).select_from(table)):
@@ -604,7 +604,7 @@ def _require_unused(database: Path) -> None:
 def _load_server(url: str, database: Path) -> None:
     Store(url).close()
     try:
-        target, source = create_engine(url), create_engine(f"sqlite:///{database}")
+        target, source = server_engine(url), create_engine(f"sqlite:///{database}")
         with source.connect() as reading, target.begin() as writing:
             tables = Base.metadata.sorted_tables
             names = ", ".join(table.name for table in tables)

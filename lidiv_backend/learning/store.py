@@ -604,7 +604,7 @@ class Store:
 def _open(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
+        return server_engine(url, pool_pre_ping=True)
     if parsed.database and parsed.database != ":memory:":
         # It may hold tokens: nobody else reads it. SQLite's other files take over its mode.
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -621,6 +621,18 @@ def _open(url: str) -> Engine:
         cursor.close()
 
     return engine
+
+
+def server_engine(url: str, **options: Any) -> Engine:
+    """Connect to a database server; ``options`` are SQLAlchemy's.
+
+    A PostgreSQL cluster that was made in the locale C has no encoding of its own, and gives bytes
+    where text is expected; asked for UTF-8, it gives what was written.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "postgresql" and "client_encoding" not in parsed.query:
+        options["connect_args"] = {"client_encoding": "utf8"}
+    return create_engine(parsed, **options)
 
 
 @contextlib.contextmanager

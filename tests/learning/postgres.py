@@ -43,7 +43,8 @@ def postgres_server() -> Iterator[str]:
             subprocess.run([*before, *words], check=True, capture_output=True, cwd="/", timeout=120)
 
         data = str(folder / "data")
-        run(str(binaries / "initdb"), "-D", data, "-A", "trust", "-U", "lidiv", "--no-sync")
+        made = ("-D", data, "-A", "trust", "-U", "lidiv", "-E", "UTF8", "--no-sync")
+        run(str(binaries / "initdb"), *made)
         options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
         control = str(binaries / "pg_ctl")
         log = str(folder / "log")

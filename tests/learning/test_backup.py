@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -30,14 +31,14 @@ from lidiv_backend.learning.files import ASIDE, StorageError
 from lidiv_backend.learning.migrations import configuration, known_revisions
 from lidiv_backend.learning.registry import SHARED, ModelRegistry
 from lidiv_backend.learning.snapshot import take_snapshot
-from lidiv_backend.learning.store import Store, StoreError
+from lidiv_backend.learning.store import Store, StoredAnnotation, StoreError
 from lidiv_backend.learning.vault import Vault
 from tests import tiny
 from tests.learning.conftest import MakeWeights
 from tests.learning.lab import PROJECT, Lab
 from tests.learning.postgres import postgres_server
 
-NewDatabase = Callable[[], str]
+NewDatabase = Callable[..., str]
 #: What one release after another has kept its rows in.
 WHEN = "2026-03-04 05:06:07.000000"
 
@@ -48,11 +49,11 @@ def new_postgres() -> Iterator[NewDatabase]:
     with postgres_server() as url:
         made: list[str] = []
 
-        def make() -> str:
+        def make(options: str = "") -> str:
             name = f"lidiv{len(made)}"
             engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
             with engine.connect() as connection:
-                connection.execute(sa.text(f"CREATE DATABASE {name}"))
+                connection.execute(sa.text(f"CREATE DATABASE {name} {options}"))
             engine.dispose()
             made.append(name)
             return url.replace("/lidiv?", f"/{name}?")
@@ -188,6 +189,31 @@ def test_a_server_is_backed_up_and_put_back_into_either(
     lab.accept(7)
     assert store.annotation(PROJECT, 1007) is not None
     store.close()
+
+
+def test_a_server_without_an_encoding_keeps_every_letter(
+    tmp_path: Path, new_postgres: NewDatabase
+) -> None:
+    bytes_only = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    old, new = here(tmp_path / "old", new_postgres(bytes_only)), here(tmp_path / "new")
+    result = [{"id": "r1", "value": {"brushlabels": ["Bär ざる"], "rle": [1, 2, 3]}}]
+
+    def read(installation: Installation) -> StoredAnnotation | None:
+        with contextlib.closing(Store(installation.database)) as store:
+            return store.annotation(PROJECT, 1000)
+
+    with contextlib.closing(Store(old.database)) as store:
+        Lab(store).accept(0, result)
+    kept = read(old)
+    assert kept is not None
+    assert kept.result == result
+    back_up(old, tmp_path / "lidiv.tar")
+    restore(tmp_path / "lidiv.tar", new)
+    assert read(new) == kept
+    back_up(new, tmp_path / "again.tar")
+    again = here(tmp_path / "again", new_postgres(bytes_only))
+    restore(tmp_path / "again.tar", again)
+    assert read(again) == kept
 
 
 def test_an_installation_on_sqlite_moves_to_a_server(
