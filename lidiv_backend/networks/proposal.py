@@ -152,6 +152,20 @@ class ContextAggregation(nn.Sequential):
             x = _on_grid(layer, x, self.grid) if isinstance(layer, nn.Conv2d) else layer(x)
         return x
 
+    @torch.no_grad()
+    def divide(self, factor: float) -> None:
+        """Divide what comes out by ``factor``, for which every layer gives an equal part.
+
+        Rectifiers pass a factor on, so the layers' parts multiply. The last layer alone would be
+        left with weights so small that the first step of a training wipes them out.
+        """
+        layers = [layer for layer in self if isinstance(layer, nn.Conv2d)]
+        part = factor ** (1 / len(layers))
+        for number, layer in enumerate(layers, 1):
+            layer.weight /= part
+            if layer.bias is not None:
+                layer.bias /= part**number
+
 
 def _on_grid(layer: nn.Conv2d, x: Tensor, grid: int) -> Tensor:
     dilation = layer.dilation[0]
@@ -288,6 +302,18 @@ class HypercolumnNetwork(ProposalNetwork):
         if not isinstance(self.body, ContextAggregation):
             raise ValueError("Only the context aggregation network trains on a grid.")
         self.output_stride = self.multiple = self.body.grid = grid
+
+    def soften(self, factor: float) -> None:
+        """Divide the logits by ``factor``: the same masks at 0.5, away from saturation.
+
+        Raises
+        ------
+        ValueError
+            If the body cannot; see `ContextAggregation.divide`.
+        """
+        if not isinstance(self.body, ContextAggregation):
+            raise ValueError("Only the context aggregation network can be softened.")
+        self.body.divide(factor)
 
 
 class DosNetwork(ProposalNetwork):

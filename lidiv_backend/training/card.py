@@ -100,14 +100,21 @@ def _what(description: ModelDescription, counts: Mapping[str, int]) -> list[str]
     ]
 
 
-def _earlier(stage: Mapping[str, Any]) -> str:
-    """A sentence about a training before the one that the weights began with."""
+def _stage(stage: Mapping[str, Any]) -> str:
+    """What an earlier training was, to the end of the sentence."""
     where = f"crops of {stage['crop']} pixels" if stage.get("crop") else "whole images"
     if stage.get("grid", 1) > 1:
         where += f", on means of {stage['grid']} x {stage['grid']} of them"
+    phase = stage.get("phase", "joint")
+    trained = "" if phase == "joint" else f"{phase}, "
+    if stage.get("soften", 1) != 1:
+        where += f", from logits divided by {stage['soften']:g}"
+    # g's loss is always the same.
+    if phase != "g" and stage.get("loss", {}).get("focal"):
+        where += ", with a focal term in the loss"
     return (
-        f"Before that, `{stage['version']}`: {stage['steps_done']:,} steps of {stage['images']} "
-        f"images with {stage['targets']} objects each, {where} "
+        f"`{stage['version']}`: {trained}{stage['steps_done']:,} steps of "
+        f"{stage['images']} images with {stage['targets']} objects each, {where} "
         f"({stage['seconds'] / 3600:.1f} hours)."
     )
 
@@ -139,14 +146,9 @@ def _training(description: ModelDescription) -> list[str]:
         lines += ["", "Only a CPU did the training; `lidiv train --begin-with` goes on from here."]
     ancestor = training.get("began_with")
     if ancestor:
-        before = ancestor["training"]
-        lines += [
-            "",
-            f"It began with the weights `{ancestor['version']}`, which had been trained for "
-            f"{before['steps_done']:,} steps of {before['images']} images with "
-            f"{before['targets']} objects each ({before['seconds'] / 3600:.1f} hours).",
-        ]
-        lines += [_earlier(stage) for stage in ancestor.get("earlier", ())]
+        before = {"version": ancestor["version"], **ancestor["training"]}
+        lines += ["", f"It began with {_stage(before)}"]
+        lines += [f"Before that, {_stage(stage)}" for stage in ancestor.get("earlier", ())]
     if "validation" in training:
         lines += ["", "On images held back from it, in training's own crops:", ""]
         lines += ["| clicks | IoU of the best mask | IoU of the selected mask |", "|---|---|---|"]

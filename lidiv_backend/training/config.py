@@ -76,6 +76,11 @@ class TrainingConfig:
         Train f, and g, on the means of cells of so many pixels instead of on every pixel: the
         same weights, in a fraction of the time, before the finest details are learnt at full
         resolution. ``hypercolumn`` with ``can`` only.
+    soften
+        Divide the logits of the weights that are begun with by this number. Their masks, cut at
+        0.5, stay as they are, but where they are wrong the loss has a gradient again: with Eq. 3
+        alone logits grow until the sigmoid is flat all over the image. ``hypercolumn`` with ``can``
+        only.
     rate, warmup, decay
         Learning rate, steps until it is reached, and weight decay. With ``warmup`` 0 the rate is
         constant (the paper); otherwise it then falls to 0 along a cosine.
@@ -121,6 +126,7 @@ class TrainingConfig:
     views: int = 0
     grid: int = 1
     selection_grid: int = 1
+    soften: float = 1.0
     rate: float = 1e-4
     selection_rate: float | None = None
     warmup: int = 0
@@ -158,6 +164,11 @@ class TrainingConfig:
             (
                 grids == (1, 1) or self.proposal.has_grid,
                 "a grid needs the architecture hypercolumn, body can",
+            ),
+            (self.soften > 0, "soften is above 0"),
+            (
+                self.soften == 1 or self.proposal.has_grid,
+                "soften needs the architecture hypercolumn, body can",
             ),
             (self.crop is not None or self.images == 1, "without crop, images is 1"),
             (self.views >= 0, "views is not below 0"),

@@ -32,6 +32,7 @@ from lidiv_backend.model import (
 )
 from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
+from lidiv_backend.networks.proposal import HypercolumnNetwork
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.batches import Batch
 from lidiv_backend.training.checkpoints import CheckpointFolder, CheckpointNote, RunLog
@@ -52,7 +53,10 @@ from lidiv_backend.training.validation import Look, validate
 
 #: Of so many trainings before the last two is told what they were.
 _MOST_EARLIER = 8
-_ESSENTIALS = ("phase", "steps_done", "images", "targets", "crop", "grid", "rate", "seconds")
+_ESSENTIALS = (
+    *("phase", "steps_done", "images", "targets", "crop", "grid", "rate", "seconds"),
+    *("soften", "loss"),
+)
 #: Gradients are scaled down to this norm.
 _LARGEST_GRADIENT = 5.0
 
@@ -220,6 +224,8 @@ class Trainer:
                 remedy="Begin with weights of the same preset and settings.",
             )
         self.proposal.load_state_dict(model.proposal.state_dict())
+        if self.config.soften != 1 and isinstance(self.proposal, HypercolumnNetwork):
+            self.proposal.soften(self.config.soften)
         if self.selection is not None and model.selection is not None:
             self.selection.load_state_dict(model.selection.state_dict())
         before = {**theirs.training}

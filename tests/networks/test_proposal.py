@@ -395,6 +395,28 @@ def test_context_aggregation_begins_as_the_identity() -> None:
     torch.testing.assert_close(seen, x)
 
 
+@torch.no_grad()
+def test_dividing_the_context_aggregation_changes_nothing_but_the_scale() -> None:
+    torch.manual_seed(4)
+    body = ContextAggregation(5, 3, width=8)
+    for layer in body:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.3)
+            assert layer.bias is not None
+            nn.init.normal_(layer.bias)
+    x = torch.randn(2, 5, 12, 10)
+    whole = body(x)
+    largest = [float(part.abs().max()) for part in body.parameters()]
+    body.divide(700)
+    torch.testing.assert_close(body(x) * 700, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
+    # No layer is left with weights that a step of training would wipe out.
+    assert all(
+        float(part.abs().max()) > 0.4 * before
+        for part, before in zip(body.parameters(), largest, strict=True)
+        if part.ndim == 4
+    )
+
+
 class TestGrid:
     """Training on the means of cells: the same function as at full resolution."""
 

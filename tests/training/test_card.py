@@ -52,12 +52,23 @@ def test_says_what_was_trained_how_long_and_on_what(tmp_path: Path) -> None:
 
 def test_says_what_came_before(tmp_path: Path) -> None:
     stage = {"version": "x-1", "steps_done": 1200, "images": 2, "targets": 4, "seconds": 1800}
-    earlier = [{**stage, "crop": 288, "grid": 4}, {**stage, "crop": None}]
+    loss = {"focal": 1.0}
+    earlier = [
+        {**stage, "crop": 288, "grid": 4},
+        {**stage, "crop": None},
+        {**stage, "crop": 256, "phase": "f", "soften": 800.0, "loss": loss},
+        {**stage, "crop": 320, "phase": "g", "soften": 1.0, "loss": loss},
+    ]
     ancestor = {"version": "x-2", "training": TRAINING, "earlier": earlier}
     text = card(tmp_path, began_with=ancestor)
-    assert "`x-2`, which had been trained for 2,500 steps" in text
+    assert "It began with `x-2`: 2,500 steps of 1 images with 1 objects each, whole" in text
     assert "1,200 steps of 2 images with 4 objects each, crops of 288 pixels, on means of" in text
     assert "whole images (0.5 hours)" in text
+    assert (
+        "f, 1,200 steps of 2 images with 4 objects each, crops of 256 pixels, from logits divided "
+        "by 800, with a focal term in the loss (0.5 hours)" in text
+    )
+    assert "g, 1,200 steps of 2 images with 4 objects each, crops of 320 pixels (0.5" in text
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lidiv_backend import Click, Predictor
+from lidiv_backend.clicks import pack_clicks
 from lidiv_backend.errors import BadRequestError, TrainingError, WeightsError
 from lidiv_backend.model import InferenceConfig, build_networks, load_model, read_description
 from lidiv_backend.networks import encoders
-from lidiv_backend.networks.prompt import PromptChannels
+from lidiv_backend.networks.prompt import Prompt, PromptChannels
 from lidiv_backend.networks.proposal import ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
 from lidiv_backend.records import AnnotatedImage
@@ -570,6 +571,23 @@ class TestBeginning:
         for key, value in before.items():
             torch.testing.assert_close(after[key], value, rtol=0, atol=1e-9)
 
+    def test_softened_weights_make_the_same_masks_and_are_not_softened_again_on_resuming(
+        self, train: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        train(PAPER, "first")
+        standing = dataclasses.replace(PAPER, steps=2, rate=1e-12, soften=50.0)
+        train(standing, "second", begin_with="first", time_limit=0.0)
+        train(standing, "second", begin_with="first", resume=True)
+        prompt = Prompt(clicks=pack_clicks([[Click(x=9, y=7, positive=True)]]))
+        rgb = torch.rand(1, 3, 16, 20)
+        logits = []
+        for name in ("first", "second"):
+            network = load_model(tmp_path / name / "weights").proposal
+            with torch.no_grad():
+                logits.append(network(network.project(rgb, ()), prompt).logits)
+        torch.testing.assert_close(logits[1] * 50, logits[0], rtol=1e-3, atol=1e-4)
+        assert logits[0].std() > 0
+
     def test_g_can_follow_an_f_that_was_trained_alone_at_a_rate_of_its_own(
         self, train: Callable[..., Trainer], tmp_path: Path
     ) -> None:
@@ -600,6 +618,7 @@ class TestBeginning:
         (earlier,) = told["earlier"]
         assert earlier["version"] == versions[0]
         assert (earlier["steps_done"], earlier["crop"]) == (2 * PAPER.steps, PAPER.crop)
+        assert earlier["loss"] == dataclasses.asdict(PAPER.loss)
 
     def test_weights_of_other_networks_are_refused(self, train: Callable[..., Trainer]) -> None:
         train(PAPER, "first")
@@ -619,6 +638,11 @@ class TestRefusals:
             ({"zoom": (2.0, 1.0)}, "zoom is two factors"),
             ({"zoom": (1.0,)}, "zoom is two factors"),
             ({"rate": 0.0}, "rate is above 0"),
+            ({"soften": 0.0}, "soften is above 0"),
+            (
+                {"soften": 2.0, "proposal": ProposalConfig(encoder=None, body="unet")},
+                "soften needs the architecture",
+            ),
             ({"averaging": 1.0}, "averaging is at least 0 and below 1"),
             ({"iterations": ()}, "iterations are shares"),
             ({"iterations": (1.0, -0.5)}, "iterations are shares"),
