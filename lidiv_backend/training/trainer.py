@@ -57,6 +57,8 @@ _ESSENTIALS = (
     *("phase", "steps_done", "images", "targets", "crop", "grid", "rate", "seconds"),
     *("soften", "loss"),
 )
+#: Slope of the sigmoid below which a pixel counts as saturated: at a logit of about 9.
+_FLAT = 1e-4
 #: Gradients are scaled down to this norm.
 _LARGEST_GRADIENT = 5.0
 
@@ -585,7 +587,14 @@ class Trainer:
             f"loss {means['loss']:.3f} best {means['best']:.3f} "
             f"selected {means['selected']:.3f} heads {heads} %"
         )
-        self._write({"phase": phase, **means, "heads": [round(float(part), 4) for part in share]})
+        self._write(
+            {
+                "phase": phase,
+                **means,
+                "heads": [round(float(part), 4) for part in share],
+                "flat": round(_flat(outcome.masks), 4),
+            }
+        )
 
     def _write(self, values: dict[str, Any]) -> None:
         """Add a row to the log."""
@@ -684,6 +693,11 @@ def _stage(ancestor: dict[str, Any]) -> dict[str, Any]:
     training = ancestor["training"]
     known = {name: training[name] for name in _ESSENTIALS if name in training}
     return {"version": ancestor["version"], **known}
+
+
+def _flat(masks: Tensor) -> float:
+    """Share of the pixels where the sigmoid is so flat that nothing is learnt."""
+    return float((masks * (1 - masks) < _FLAT).float().mean())
 
 
 def _precision(options: RunOptions) -> str:

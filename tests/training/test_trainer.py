@@ -557,6 +557,18 @@ class TestRecords:
         for row in rows(tmp_path / "run"):
             assert sum(row["heads"]) == pytest.approx(1, abs=1e-3)
             assert 0 <= row["selected"] <= row["best"] <= 1
+            assert 0 <= row["flat"] <= 1
+
+    def test_says_where_nothing_can_be_learnt(
+        self, train: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        train(PAPER, "first")
+        # The same masks, with logits so large that nothing has a gradient, and with small ones.
+        for folder, factor in (("hard", 1e-6), ("soft", 1e3)):
+            config = dataclasses.replace(PAPER, soften=factor)
+            train(config, folder, begin_with="first", log_every=1)
+        assert rows(tmp_path / "hard")[0]["flat"] > 0.98
+        assert rows(tmp_path / "soft")[0]["flat"] == 0
 
 
 class TestBeginning:
