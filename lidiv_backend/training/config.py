@@ -75,7 +75,7 @@ class TrainingConfig:
     grid, selection_grid
         Train f, and g, on the means of cells of so many pixels instead of on every pixel: the
         same weights, in a fraction of the time, before the finest details are learnt at full
-        resolution. ``hypercolumn`` with ``can`` only.
+        resolution. f ``hypercolumn`` with ``can``, and g ``can``, only.
     soften
         Divide the logits of the weights that are begun with by this number. Their masks, cut at
         0.5, stay as they are, but where they are wrong the loss has a gradient again: with Eq. 3
@@ -162,8 +162,14 @@ class TrainingConfig:
             (all(grid in (1, 2, 4, 8, 16) for grid in grids), "grids are 1, 2, 4, 8 or 16"),
             (self.selection_grid % self.grid == 0, "g's grid is not finer than f's"),
             (
-                grids == (1, 1) or self.proposal.has_grid,
+                self.grid == 1 or self.proposal.has_grid,
                 "a grid needs the architecture hypercolumn, body can",
+            ),
+            (
+                self.selection_grid == 1
+                or self.selection is None
+                or self.selection.architecture == "can",
+                "selection_grid needs a selection of the architecture can",
             ),
             (self.soften > 0, "soften is above 0"),
             (

@@ -15,6 +15,8 @@ from lidiv_backend.evaluation.reference import FIGURE_5, TABLE_2, TABLE_3, TABLE
 from lidiv_backend.evaluation.side_by_side import SideBySide, rate_factor
 from lidiv_backend.evaluation.variants import (
     FULL,
+    HALF_DAY,
+    QUICK,
     VARIANTS,
     Budget,
     Variant,
@@ -58,7 +60,11 @@ class TestVariants:
             config = VARIANTS[label].config(TINY)
             assert config.proposal.heads == heads
             assert (config.selection is None) == (heads == 1)
-            config.validate()
+
+    @pytest.mark.parametrize("budget", [QUICK, HALF_DAY, FULL], ids=["quick", "half-day", "full"])
+    def test_can_be_trained_by_the_other_command_too(self, budget: Budget) -> None:
+        for variant in VARIANTS.values():
+            variant.config(budget).validate()
 
     @pytest.mark.parametrize("label", [label for label in TABLE_3 if label != "full"])
     def test_one_idea_is_missing_and_nothing_else(self, label: str) -> None:

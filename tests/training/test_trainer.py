@@ -672,8 +672,16 @@ class TestRefusals:
             ({"selection_grid": 8, "crop": 20}, "crop is a multiple of 8"),
             ({"selection_grid": 2, "crop": None}, "crop is a multiple of 2"),
             (
-                {"selection_grid": 2, "proposal": ProposalConfig(encoder=None, body="unet")},
+                {
+                    "grid": 2,
+                    "selection_grid": 2,
+                    "proposal": ProposalConfig(encoder=None, body="unet"),
+                },
                 "a grid needs the architecture",
+            ),
+            (
+                {"selection_grid": 2, "selection": SelectionConfig(architecture="pooled")},
+                "selection_grid needs a selection",
             ),
         ],
     )
