@@ -289,6 +289,8 @@ def tuning_config(
         kinds={"instance": 1.0, **before.kinds},
         # A lab's images are few: each example has its own picture.
         views=0,
+        # Its logits were softened then.
+        soften=1.0,
         images=images if divided else before.images,
         targets=targets if divided else before.targets,
         crop=crop if divided else before.crop,

@@ -184,6 +184,12 @@ def test_masks_that_are_not_the_best_learn_too(before: float, after: float) -> N
     assert tuned == dataclasses.replace(loss, relaxation=after)
 
 
+def test_logits_that_were_softened_once_are_not_softened_again() -> None:
+    trained = dataclasses.replace(PRESETS["paper"], soften=800.0).to_json()
+    about = dataclasses.replace(tiny.description(name="paper"), training=trained)
+    assert tuning_config(about, SETTINGS, length=50).soften == 1
+
+
 def test_squares_show_what_is_around_the_labs_objects() -> None:
     preset = PRESETS["default"]
     about = dataclasses.replace(
