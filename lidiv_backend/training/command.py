@@ -80,6 +80,11 @@ def run(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, steps=args.steps)
     for assignment in args.set:
         config = override(config, assignment)
+    if config.soften != 1 and args.begin_with is None and not args.resume:
+        raise BadRequestError(
+            "There are no weights whose logits could be softened.",
+            remedy="Name them with --begin-with.",
+        )
     spec = args.data or default_data()
     options = RunOptions(
         folder=args.out,

@@ -106,6 +106,8 @@ class TestCommand:
         for settings in (("crop=-1",), ("speed=2",), ("selection.heads=3",)):
             assert main(words(tmp_path / "run", data, settings=SETTINGS + settings)) == 1
             assert capsys.readouterr().err.startswith("lidiv train: ")
+        assert main(words(tmp_path / "run", data, settings=(*SETTINGS, "soften=9"))) == 1
+        assert "Name them with --begin-with" in capsys.readouterr().err
         assert main(words(tmp_path / "run", "folder:/nowhere")) == 1
         assert capsys.readouterr().err.startswith("lidiv train: ")
         assert not (tmp_path / "run" / "weights").exists()
