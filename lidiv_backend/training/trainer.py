@@ -54,8 +54,16 @@ from lidiv_backend.training.validation import Look, validate
 #: Of so many trainings before the last two is told what they were.
 _MOST_EARLIER = 8
 _ESSENTIALS = (
-    *("phase", "steps_done", "images", "targets", "crop", "grid", "rate", "seconds"),
-    *("soften", "loss"),
+    "phase",
+    "steps_done",
+    "images",
+    "targets",
+    "crop",
+    "grid",
+    "soften",
+    "loss",
+    "rate",
+    "seconds",
 )
 #: Slope of the sigmoid below which a pixel counts as saturated: at a logit of about 9.
 _FLAT = 1e-4

@@ -60,6 +60,7 @@ class TestVariants:
             config = VARIANTS[label].config(TINY)
             assert config.proposal.heads == heads
             assert (config.selection is None) == (heads == 1)
+            config.validate()
 
     @pytest.mark.parametrize("budget", [QUICK, HALF_DAY, FULL], ids=["quick", "half-day", "full"])
     def test_can_be_trained_by_the_other_command_too(self, budget: Budget) -> None:

@@ -38,13 +38,15 @@ from tests.learning.conftest import MakeWeights
 from tests.learning.lab import PROJECT, Lab
 from tests.learning.postgres import postgres_server
 
-NewDatabase = Callable[..., str]
+NewDatabase = Callable[[], str]
+#: The same, with options of CREATE DATABASE.
+NewPostgres = Callable[..., str]
 #: What one release after another has kept its rows in.
 WHEN = "2026-03-04 05:06:07.000000"
 
 
 @pytest.fixture(scope="module")
-def new_postgres() -> Iterator[NewDatabase]:
+def new_postgres() -> Iterator[NewPostgres]:
     """Make empty databases on a PostgreSQL server."""
     with postgres_server() as url:
         made: list[str] = []
@@ -192,7 +194,7 @@ def test_a_server_is_backed_up_and_put_back_into_either(
 
 
 def test_a_server_without_an_encoding_keeps_every_letter(
-    tmp_path: Path, new_postgres: NewDatabase
+    tmp_path: Path, new_postgres: NewPostgres
 ) -> None:
     bytes_only = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     old, new = here(tmp_path / "old", new_postgres(bytes_only)), here(tmp_path / "new")
