@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -302,6 +303,18 @@ class HypercolumnNetwork(ProposalNetwork):
         if not isinstance(self.body, ContextAggregation):
             raise ValueError("Only the context aggregation network trains on a grid.")
         self.output_stride = self.multiple = self.body.grid = grid
+
+    @contextmanager
+    def at_least(self, grid: int) -> Iterator[None]:
+        """Be on cells of ``grid`` pixels for a while, if not on larger ones; see `coarsen`."""
+        before = self.output_stride
+        if grid > before:
+            self.coarsen(grid)
+        try:
+            yield
+        finally:
+            if grid > before:
+                self.coarsen(before)
 
     def soften(self, factor: float) -> None:
         """Divide the logits by ``factor``: the same masks at 0.5, away from saturation.

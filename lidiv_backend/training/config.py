@@ -76,6 +76,10 @@ class TrainingConfig:
         Train f, and g, on the means of cells of so many pixels instead of on every pixel: the
         same weights, in a fraction of the time, before the finest details are learnt at full
         resolution. f ``hypercolumn`` with ``can``, and g ``can``, only.
+    click_grid
+        Place further clicks on masks made from the means of cells of so many pixels, which costs a
+        fraction of those that are learnt from; 1 for the grid of f. ``hypercolumn`` with ``can``
+        only.
     soften
         Divide the logits of the weights that are begun with by this number. Their masks, cut at
         0.5, stay as they are, but where they are wrong the loss has a gradient again: with Eq. 3
@@ -126,6 +130,7 @@ class TrainingConfig:
     views: int = 0
     grid: int = 1
     selection_grid: int = 1
+    click_grid: int = 1
     soften: float = 1.0
     rate: float = 1e-4
     selection_rate: float | None = None
@@ -151,7 +156,7 @@ class TrainingConfig:
             If there are any; the message names the first.
         """
         network = ARCHITECTURES.get(self.proposal.architecture)
-        grids = (self.grid, self.selection_grid)
+        grids = (self.grid, self.selection_grid, self.click_grid)
         cell = max(getattr(network, "multiple", 1), *grids)
         crop_fits = cell == 1 if self.crop is None else self.crop > 0 and self.crop % cell == 0
         low, high = self.zoom if len(self.zoom) == 2 else (0.0, 0.0)
@@ -162,7 +167,11 @@ class TrainingConfig:
             (all(grid in (1, 2, 4, 8, 16) for grid in grids), "grids are 1, 2, 4, 8 or 16"),
             (self.selection_grid % self.grid == 0, "g's grid is not finer than f's"),
             (
-                self.grid == 1 or self.proposal.has_grid,
+                self.selection is None or self.selection_grid % self.click_grid == 0,
+                "g's grid is not finer than click_grid",
+            ),
+            (
+                max(self.grid, self.click_grid) == 1 or self.proposal.has_grid,
                 "a grid needs the architecture hypercolumn, body can",
             ),
             (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -141,6 +142,8 @@ class TrainingStep(nn.Module):
         What f minimises.
     train_proposal
         False in g's phase: f is frozen.
+    click_grid
+        Pixels for each cell of the masks that are only shown.
     """
 
     def __init__(
@@ -150,12 +153,14 @@ class TrainingStep(nn.Module):
         *,
         loss: LossConfig,
         train_proposal: bool = True,
+        click_grid: int = 1,
     ) -> None:
         super().__init__()
         self.proposal = proposal
         self.selection = selection
         self.loss = loss
         self.train_proposal = train_proposal
+        self.click_grid = click_grid
 
     def forward(
         self,
@@ -207,16 +212,22 @@ class TrainingStep(nn.Module):
         While there is no g, and f does not rank its masks itself, the best of them stands for what
         g will choose, if the truth is given: f is to learn what a click changes in a good mask.
         """
-        decoded = self._propose(rgb, features, owner, prompt)
-        masks = decoded.logits.float().sigmoid()
-        rated = None
-        if self.selection is not None:
-            seen = [part.float() for part in decoded.features]
-            rated = self.selection(rgb[owner], prompt, masks, seen)
-        elif truth is not None and valid is not None and not self.loss.ranked:
-            wanted, counted = self._in_cells(truth, valid)
-            rated = hard_iou(wanted, masks, counted)
+        with self._on_click_grid():
+            decoded = self._propose(rgb, features, owner, prompt)
+            masks = decoded.logits.float().sigmoid()
+            rated = None
+            if self.selection is not None:
+                seen = [part.float() for part in decoded.features]
+                rated = self.selection(rgb[owner], prompt, masks, seen)
+            elif truth is not None and valid is not None and not self.loss.ranked:
+                wanted, counted = self._in_cells(truth, valid)
+                rated = hard_iou(wanted, masks, counted)
         return masks[torch.arange(len(masks)), selected(masks, rated)].unsqueeze(1)
+
+    def _on_click_grid(self) -> AbstractContextManager[None]:
+        if isinstance(self.proposal, HypercolumnNetwork):
+            return self.proposal.at_least(self.click_grid)
+        return nullcontext()
 
     def _in_cells(self, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Truth and valid pixels on f's grid."""

@@ -339,6 +339,7 @@ class Trainer:
             None if phase == "f" else self.selection,
             loss=config.loss,
             train_proposal=phase != "g",
+            click_grid=config.click_grid,
         )
         self.proposal.requires_grad_(phase != "g")
         place(step, self.device)
