@@ -289,8 +289,9 @@ def tuning_config(
         kinds={"instance": 1.0, **before.kinds},
         # A lab's images are few: each example has its own picture.
         views=0,
-        # Its logits were softened then.
+        # Its logits were softened then, and g may have been the last to learn.
         soften=1.0,
+        frozen=False,
         images=images if divided else before.images,
         targets=targets if divided else before.targets,
         crop=crop if divided else before.crop,

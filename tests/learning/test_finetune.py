@@ -190,6 +190,12 @@ def test_logits_that_were_softened_once_are_not_softened_again() -> None:
     assert tuning_config(about, SETTINGS, length=50).soften == 1
 
 
+def test_f_learns_where_only_g_did_last() -> None:
+    trained = dataclasses.replace(PRESETS["paper"], frozen=True).to_json()
+    about = dataclasses.replace(tiny.description(name="paper"), training=trained)
+    assert not tuning_config(about, SETTINGS, length=50).frozen
+
+
 def test_squares_show_what_is_around_the_labs_objects() -> None:
     preset = PRESETS["default"]
     about = dataclasses.replace(

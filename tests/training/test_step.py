@@ -258,3 +258,29 @@ class TestShow:
         step.loss = LossConfig(ranked=True)
         shown = step.show(rgb, (), owner, prompt, truth, valid)
         torch.testing.assert_close(shown[:, 0], outcome.masks[:, 0])
+
+    @pytest.mark.parametrize("ranked", [False, True])
+    def test_may_be_made_of_cells_while_every_pixel_is_learnt(self, ranked: bool) -> None:
+        step, coarse = step_of(ranked=ranked).eval(), step_of(ranked=ranked).eval()
+        for network in (coarse.proposal, coarse.selection):
+            if network is not None:
+                network.coarsen(4)  # type: ignore[operator]
+        if step.selection is not None:
+            step.selection.coarsen(4)  # type: ignore[operator]
+        rgb, owner, prompt, truth, valid = batch()
+        before = step(rgb, (), owner, prompt, truth, valid)
+        step.click_grid = 4
+        shown = step.show(rgb, (), owner, prompt, truth, valid)
+        assert shown.shape == (3, 1, 8, 8)
+        expected = coarse.show(rgb, (), owner, prompt, truth, valid)
+        torch.testing.assert_close(shown, expected, rtol=0, atol=0)
+        after = step(rgb, (), owner, prompt, truth, valid)
+        torch.testing.assert_close(after.masks, before.masks, rtol=0, atol=0)
+        # Cells that are larger already stay.
+        coarse.click_grid = 2
+        shown = coarse.show(rgb, (), owner, prompt, truth, valid)
+        torch.testing.assert_close(shown, expected, rtol=0, atol=0)
+        # Nor does a failure leave the network on them.
+        with pytest.raises(ValueError, match="zip"):
+            step.show(rgb, (rgb,), owner, prompt)
+        assert step.proposal.output_stride == 1

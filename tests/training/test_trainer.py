@@ -30,6 +30,7 @@ from lidiv_backend.records import AnnotatedImage
 from lidiv_backend.training import trainer as trainer_module
 from lidiv_backend.training.config import LossConfig, TrainingConfig
 from lidiv_backend.training.draws import Draws
+from lidiv_backend.training.step import TrainingStep
 from lidiv_backend.training.trainer import RunOptions, Trainer
 from tests.tiny import PaintedSet
 
@@ -45,6 +46,7 @@ PAPER = TrainingConfig(
     zoom=(0.4, 0.6),
     rate=1e-3,
 )
+PYRAMID = ProposalConfig(architecture="pyramid", encoder="mobilesam")
 #: Everything that the default preset does, at once.
 EVERYTHING = dataclasses.replace(
     PAPER,
@@ -277,6 +279,32 @@ class TestGrid:
         assert not same(found, fine)
         # Goes on at full resolution, with the weights as they are.
         assert train(PAPER, "after", begin_with="coarse").finished
+
+    def test_clicks_may_be_placed_on_coarser_masks(
+        self, train: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown, learnt = [], []
+        show, judge = TrainingStep.show, TrainingStep.forward
+
+        def see(self: TrainingStep, *arguments: Any) -> Any:
+            shown.append(show(self, *arguments))
+            return shown[-1]
+
+        def learn(self: TrainingStep, *arguments: Any) -> Any:
+            learnt.append((judge(self, *arguments), arguments[3]))
+            return learnt[-1][0]
+
+        monkeypatch.setattr(TrainingStep, "show", see)
+        monkeypatch.setattr(TrainingStep, "forward", learn)
+        further = dataclasses.replace(
+            EVERYTHING, joint=False, click_grid=2, selection_grid=2, iterations=(0.0, 1.0)
+        )
+        # In f's phase and in that of g.
+        assert train(further).finished
+        assert len(shown) == len(learnt) == 2 * further.steps
+        assert {masks.shape[-1] for masks in shown} == {8}
+        assert {outcome.masks.shape[-1] for outcome, _ in learnt} == {16}
+        assert all((prompt.clicks[..., 2] != 0).sum() > len(prompt.clicks) for _, prompt in learnt)
 
 
 class TestResume:
@@ -661,14 +689,18 @@ class TestRefusals:
             ({"kinds": {"instance": 0.0}}, "kinds have shares"),
             ({"dos": 1.5}, "dos and merged lie between"),
             (
-                {
-                    "proposal": ProposalConfig(architecture="pyramid", encoder="mobilesam"),
-                    "crop": 40,
-                },
+                {"proposal": PYRAMID, "crop": 40},
                 "crop is a multiple of 16",
             ),
             ({"grid": 3, "selection_grid": 3, "crop": 15}, "grids are 1, 2, 4, 8 or 16"),
             ({"grid": 4}, "g's grid is not finer than f's"),
+            ({"click_grid": 3, "selection_grid": 3, "crop": 15}, "grids are 1, 2, 4, 8 or 16"),
+            ({"click_grid": 4, "selection_grid": 2}, "g's grid is not finer than click_grid"),
+            (
+                {"click_grid": 2, "selection": None, "proposal": PYRAMID},
+                "a grid needs the architecture",
+            ),
+            ({"click_grid": 8, "crop": 20, "selection": None}, "crop is a multiple of 8"),
             ({"selection_grid": 8, "crop": 20}, "crop is a multiple of 8"),
             ({"selection_grid": 2, "crop": None}, "crop is a multiple of 2"),
             (
