@@ -57,12 +57,17 @@ class InferenceConfig:
     zoom_side
         From the second click on, the object is looked at in a window of its own, whose longer side
         becomes so many pixels, wherever that shows more; None never looks closer.
+    look_ahead
+        After one click, further alternatives are what f would answer to a second one so far beside
+        the first mask, as a share of the square root of its area; None offers none. For a g that
+        expects an IoU only.
     """
 
     longest_side: int | None = None
     max_pixels: int | None = 1_000_000
     merge_iou: float | None = None
     zoom_side: int | None = None
+    look_ahead: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,9 +348,10 @@ def _fill(network: torch.nn.Module, path: Path, tensors: Mapping[str, Tensor]) -
 
 def _version(description: ModelDescription, files: Mapping[str, str]) -> str:
     inference = asdict(description.inference)
-    if description.inference.zoom_side is None:
-        # Weights from before there was this setting keep their version.
-        del inference["zoom_side"]
+    for setting in ("zoom_side", "look_ahead"):
+        if inference[setting] is None:
+            # Weights from before there was this setting keep their version.
+            del inference[setting]
     identity = json.dumps(
         [
             description.proposal.to_json(),

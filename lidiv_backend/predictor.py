@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lidiv_backend.ahead import points_beside
 from lidiv_backend.caching import BoundedCache
 from lidiv_backend.clicks import Click, pack_clicks, validate_clicks
 from lidiv_backend.devices import best_precision, choose_device, place
@@ -40,6 +41,9 @@ _WINDOW_BYTES = 96 * 2**20
 #: Longer side of the pixels that are kept of an image, for looking closer.
 _PIXELS_SIDE = 2048
 
+#: `Proposal.head` of what no output of f is for the clicks that were made.
+LOOKED_AHEAD = -1
+
 _Networks = tuple[ProposalNetwork, SelectionNetwork | None]
 
 
@@ -54,7 +58,8 @@ class Proposal:
     score
         What IoU the model expects of the mask, in [0, 1] (`default`), or g's softmax (`paper`).
     head
-        Which of the M outputs of f it came from, from 0.
+        Which of the M outputs of f it came from, from 0; `LOOKED_AHEAD` for what f would answer to
+        a further click.
     """
 
     __slots__ = ("_kept", "head", "score")
@@ -458,6 +463,74 @@ class Predictor:
             for head in answer.ranked
         ]
 
+    def can_look_ahead(self, clicks: Sequence[Click], proposals: Sequence[Proposal]) -> bool:
+        """Whether there may be further alternatives to what `predict` gave; see `look_ahead`."""
+        description = self.model.description
+        return (
+            description.inference.look_ahead is not None
+            and self.expects_iou
+            and len(clicks) == 1
+            and 0 < len(proposals) < description.proposal.heads
+        )
+
+    def look_ahead(
+        self, image: ImageEmbedding, clicks: Sequence[Click], proposals: Sequence[Proposal]
+    ) -> list[Proposal]:
+        """Propose what a further click beside the best mask would lead to.
+
+        Where f is sure of the part that was clicked on, its masks are alike, and few are offered:
+        these take the free places.
+
+        Parameters
+        ----------
+        image
+            From `embed`.
+        clicks
+            The first click; after several there is little left to guess.
+        proposals
+            What `predict` gave for it.
+
+        Returns
+        -------
+        list of Proposal
+            None of them like another or like those of ``proposals``, with which they are M at most;
+            best first. The score is what g expects of them given the click that was made.
+        """
+        distance = self.model.description.inference.look_ahead
+        if distance is None or not self.can_look_ahead(clicks, proposals):
+            return []
+        height, width = image.small.shape[-2:]
+        best = proposals[0].mask.view(np.uint8)
+        seen = cv2.resize(best, (width, height), interpolation=cv2.INTER_NEAREST)
+        across, down = image.scale
+        further = [
+            Click(
+                x=min(max((x + 0.5) / across - 0.5, 0.0), image.width - 1.0),
+                y=min(max((y + 0.5) / down - 0.5, 0.0), image.height - 1.0),
+                positive=True,
+            )
+            for x, y in points_beside(seen.astype(bool), distance)
+        ]
+        if not further:
+            return []
+        logits, scores = self._imagine(image, clicks, further)
+        heads = self.model.description.proposal.heads
+        order = (scores[heads:].argsort(descending=True, stable=True) + heads).tolist()
+        offered = [proposal.head for proposal in proposals]
+        kept = _distinct(
+            logits, order, limit=self.model.description.inference.merge_iou, beside=offered
+        )
+        return [
+            Proposal(
+                mask=Logits(
+                    logits[index].numpy(), image.whole, height=image.height, width=image.width
+                ),
+                score=float(scores[index]),
+                head=LOOKED_AHEAD,
+            )
+            for index in kept[: heads - len(proposals)]
+        ]
+
     def prepare(
         self,
         image: ImageEmbedding,
@@ -643,6 +716,44 @@ class Predictor:
                     scores = selection.score(rated.float())[0]
                 return logits[0].cpu(), scores.cpu()
 
+    @torch.inference_mode()
+    def _imagine(
+        self, image: ImageEmbedding, clicks: Sequence[Click], further: Sequence[Click]
+    ) -> tuple[Tensor, Tensor]:
+        """What f answers to the clicks, and to them with each of some further ones.
+
+        Returns
+        -------
+        tuple of Tensor
+            Logits (M + N, h, w), those of the M masks for ``clicks`` and of the best for each
+            further one, and what g expects of them given ``clicks`` alone, (M + N,).
+        """
+        with turn(Step.PROPOSE):
+            asked = [list(clicks), *([*clicks, click] for click in further)]
+            count = len(asked)
+            packed = pack_clicks(asked, scale=image.scale).to(self.device)
+            prompt = Prompt(clicks=packed)
+            with stage("propose", settle=self._settle), self._autocast():
+                proposal, selection = self._networks[image.covered]
+                assert selection is not None  # noqa: S101 - g expects an IoU
+                projected = [part.expand(count, -1, -1, -1) for part in image.projected]
+                decoded = proposal(projected, prompt)
+                logits = decoded.logits.float()
+                features = tuple(part.float() for part in decoded.features)
+                rgb = image.rgb
+                rated = selection(rgb.expand(count, -1, -1, -1), prompt, logits.sigmoid(), features)
+                best = rated[1:].argmax(1)
+                rows = torch.arange(1, count, device=self.device)
+                everything = torch.cat([logits[0], logits[rows, best]])
+                rated = selection(
+                    rgb,
+                    Prompt(clicks=packed[:1]),
+                    everything[None].sigmoid(),
+                    tuple(part[:1] for part in features),
+                )
+                scores = selection.score(rated.float())[0]
+            return everything.cpu(), scores.cpu()
+
     def _shown_before(
         self,
         image: ImageEmbedding,
@@ -677,15 +788,7 @@ class Predictor:
         limit = self.model.description.inference.merge_iou
         if limit is None:
             return order
-        masks = (logits > 0).flatten(1).float()
-        areas = masks.sum(1)
-        common = masks @ masks.T
-        iou = common / (areas[:, None] + areas[None] - common).clamp_min(1)
-        kept: list[int] = []
-        for head in order:
-            if areas[head] > 0 and not any(iou[head, other] >= limit for other in kept):
-                kept.append(head)
-        return kept or order[:1]
+        return _distinct(logits, order, limit=limit) or order[:1]
 
     def _settle(self) -> None:
         """Wait for the GPU, so that each stage is told its own time."""
@@ -696,6 +799,32 @@ class Predictor:
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
         )
+
+
+def _distinct(
+    logits: Tensor, order: Iterable[int], *, limit: float | None, beside: Sequence[int] = ()
+) -> list[int]:
+    """Leave out of ``order`` masks that are empty, or like one before or one ``beside``.
+
+    Parameters
+    ----------
+    logits
+        float32 (N, h, w).
+    order, beside
+        Indices of masks.
+    limit
+        IoU from which two masks are alike; None for identical ones only.
+    """
+    limit = 1.0 if limit is None else limit
+    masks = (logits > 0).flatten(1).float()
+    areas = masks.sum(1)
+    common = masks @ masks.T
+    iou = common / (areas[:, None] + areas[None] - common).clamp_min(1)
+    kept: list[int] = []
+    for index in order:
+        if areas[index] > 0 and not any(iou[index, other] >= limit for other in (*beside, *kept)):
+            kept.append(index)
+    return kept
 
 
 def input_size(

@@ -11,7 +11,7 @@ from lidiv_backend.clicks import Click
 from lidiv_backend.drawing import contact_sheet, overlay
 from lidiv_backend.errors import BadClickError, BadRequestError
 from lidiv_backend.images import read_rgb
-from lidiv_backend.predictor import Predictor
+from lidiv_backend.predictor import LOOKED_AHEAD, Predictor
 
 
 def parse_click(text: str) -> Click:
@@ -54,13 +54,16 @@ def run(args: argparse.Namespace) -> int:
     clicks = [parse_click(text) for text in args.click]
     rgb = read_rgb(args.image)
     predictor = Predictor.from_pretrained(args.preset)
-    proposals = predictor.predict(predictor.embed(rgb), clicks)
+    image = predictor.embed(rgb)
+    proposals = predictor.predict(image, clicks)
+    proposals += predictor.look_ahead(image, clicks, proposals)
     tiles = [("clicks", overlay(rgb, clicks=clicks))]
     for number, proposal in enumerate(proposals, start=1):
         share = proposal.mask.mean()
+        source = "a click ahead" if proposal.head == LOOKED_AHEAD else f"head {proposal.head}"
         print(
             f"proposal {number} of {len(proposals)}: score {proposal.score:.3f}, "
-            f"head {proposal.head}, {share:.1%} of the image"
+            f"{source}, {share:.1%} of the image"
         )
         name = "selected" if number == 1 else f"alternative {number}"
         tiles.append((f"{name}: {proposal.score:.2f}", overlay(rgb, proposal.mask, clicks)))

@@ -15,7 +15,7 @@ from flask import Flask
 from numpy.typing import NDArray
 
 from lidiv_backend.clicks import Click
-from lidiv_backend.predictor import Proposal
+from lidiv_backend.predictor import LOOKED_AHEAD, Proposal
 
 #: Radii of the proposals, as shares of the image's shorter side; the best first.
 RADII = (0.12, 0.2, 0.3, 0.4)
@@ -32,9 +32,19 @@ class FakeEngine:
     """Proposals are disks of growing radius around the positive clicks, less small ones around the
     negative. The previous mask's pixels stay, outside the negatives: that shows what was passed."""
 
-    def __init__(self, version: str = "fake-1", *, radii: Sequence[float] = RADII) -> None:
+    def __init__(
+        self,
+        version: str = "fake-1",
+        *,
+        radii: Sequence[float] = RADII,
+        ahead: Sequence[float] | None = None,
+    ) -> None:
         self.version = version
         self.radii = tuple(radii)
+        #: Radii of what it looks ahead to, around the first click; None if it never does.
+        self.ahead = ahead
+        #: How often it was asked to.
+        self.looked_ahead = 0
         self.embedded: list[str] = []
         self.calls: list[tuple[tuple[Click, ...], NDArray[np.bool_] | None]] = []
         self.prepared: list[tuple[tuple[Click, ...], NDArray[np.bool_]]] = []
@@ -82,6 +92,23 @@ class FakeEngine:
                 mask = mask | disk if click.positive else mask & ~disk
             proposals.append(Proposal(mask=mask, score=0.9 - 0.1 * head, head=head))
         return proposals
+
+    def can_look_ahead(self, clicks: Sequence[Click], proposals: Sequence[Proposal]) -> bool:
+        return self.ahead is not None and len(clicks) == 1
+
+    def look_ahead(
+        self, image: FakeEmbedding, clicks: Sequence[Click], proposals: Sequence[Proposal]
+    ) -> list[Proposal]:
+        self.looked_ahead += 1
+        side = min(image.height, image.width)
+        return [
+            Proposal(
+                mask=disk_mask(image.height, image.width, clicks[0].x, clicks[0].y, radius * side),
+                score=0.3,
+                head=LOOKED_AHEAD,
+            )
+            for radius in self.ahead or ()
+        ]
 
     def prepare(
         self, image: FakeEmbedding, clicks: Sequence[Click], shown: NDArray[np.bool_]

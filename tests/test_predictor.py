@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import threading
@@ -15,12 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lidiv_backend.ahead import points_beside
 from lidiv_backend.clicks import Click, pack_clicks
 from lidiv_backend.devices import choose_device
 from lidiv_backend.errors import BadClickError, BadImageError, BadRequestError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.networks.prompt import Prompt
-from lidiv_backend.predictor import EmbeddingCaches, Logits, Predictor, Proposal
+from lidiv_backend.predictor import (
+    LOOKED_AHEAD,
+    EmbeddingCaches,
+    Logits,
+    Predictor,
+    Proposal,
+)
 from lidiv_backend.zoom import Window
 from tests import tiny
 from tests.tiny import same
@@ -208,6 +216,90 @@ class TestMerging:
         for head in range(5):
             self.masks[head, :, 2 * head : 2 * head + 2] = True
         assert self.heads(predictor) == [0, 1, 2, 3, 4]
+
+
+class TestLookingAhead:
+    inference = dataclasses.replace(SMALL, look_ahead=0.5)
+    photo = tiny.photo(48, 64, seed=3)
+
+    def predictor(self, *, heads: int = 6, **inference: Any) -> Predictor:
+        used = dataclasses.replace(self.inference, **inference)
+        about = tiny.description(pyramid=True, previous=True, heads=heads, inference=used)
+        return tiny.predictor(about)
+
+    def only(self, predictor: Predictor, image: Any, click: Click) -> list[Proposal]:
+        """One proposal, a disk, as if all of f's masks were alike."""
+        first = predictor.predict(image, [click])[0]
+        rows, columns = np.ogrid[:48, :64]
+        disk = (rows - click.y) ** 2 + (columns - click.x) ** 2 <= 100
+        return [Proposal(mask=disk, score=first.score, head=first.head)]
+
+    def test_gives_the_best_mask_of_two_clicks(self) -> None:
+        predictor = self.predictor(merge_iou=None)
+        image, click = predictor.embed(self.photo), Click(x=30, y=22)
+        proposals = self.only(predictor, image, click)
+        found = predictor.look_ahead(image, [click], proposals)
+        assert {proposal.head for proposal in found} == {LOOKED_AHEAD}
+        assert [p.score for p in found] == sorted((p.score for p in found), reverse=True)
+        # One at a time, without a mask before: what a model that never looks closer would answer.
+        network, selection = predictor.model.proposal, predictor.model.selection
+        assert selection is not None
+        expected = []
+        for x, y in points_beside(proposals[0].mask, 0.5):
+            clicks = pack_clicks([[click, Click(x=x, y=y)]], scale=image.scale)
+            with torch.no_grad():
+                decoded = network(image.projected, Prompt(clicks=clicks))
+                rated = selection(
+                    image.rgb, Prompt(clicks=clicks), decoded.logits.sigmoid(), decoded.features
+                )
+            best = decoded.logits[0, int(rated.argmax())].numpy()
+            expected.append(Logits(best, image.whole, height=48, width=64).mask())
+        assert len(expected) == 4
+        assert len(found) > 1
+        for proposal in found:
+            assert max((proposal.mask == mask).mean() for mask in expected) > 0.999
+
+    def test_is_like_nothing_that_was_offered_and_fills_the_free_places(self) -> None:
+        predictor = self.predictor()
+        image, click = predictor.embed(self.photo), Click(x=30, y=22)
+        proposals = self.only(predictor, image, click)
+        first = predictor.look_ahead(image, [click], proposals)
+        assert first
+        offered = [*predictor.predict(image, [click]), *first]
+        for place, proposal in enumerate(first):
+            assert proposal.mask.any()
+            for other in first[:place]:
+                common, either = proposal.mask & other.mask, proposal.mask | other.mask
+                assert common.sum() / either.sum() < 0.95
+        taken = [Proposal(mask=p.mask, score=p.score, head=0) for p in offered][:5]
+        assert len(predictor.look_ahead(image, [click], taken)) <= 6 - len(taken)
+        full = [Proposal(mask=proposals[0].mask, score=0.5, head=head) for head in range(6)]
+        assert not predictor.can_look_ahead([click], full)
+        assert predictor.look_ahead(image, [click], full) == []
+
+    @pytest.mark.parametrize(
+        "change", ["two clicks", "not asked for", "a g that does not expect an IoU", "nothing yet"]
+    )
+    def test_not(self, change: str) -> None:
+        clicks = [Click(x=30, y=22)]
+        predictor = self.predictor(look_ahead=None if change == "not asked for" else 0.5)
+        if change == "a g that does not expect an IoU":
+            predictor = tiny.predictor(tiny.description(heads=6, inference=self.inference))
+        image = predictor.embed(self.photo)
+        proposals = [] if change == "nothing yet" else self.only(predictor, image, clicks[0])
+        if change == "two clicks":
+            clicks.append(Click(x=3, y=3, positive=False))
+        passes = counted(predictor)
+        assert not predictor.can_look_ahead(clicks, proposals)
+        assert predictor.look_ahead(image, clicks, proposals) == []
+        assert passes == []
+
+    def test_a_mask_that_fills_the_image_has_nothing_beside_it(self) -> None:
+        predictor = self.predictor()
+        image, click = predictor.embed(self.photo), Click(x=30, y=22)
+        everything = [Proposal(mask=np.ones((48, 64), bool), score=0.5, head=0)]
+        assert predictor.can_look_ahead([click], everything)
+        assert predictor.look_ahead(image, [click], everything) == []
 
 
 class TestReplay:

@@ -34,8 +34,10 @@ class Method(Protocol):
 
     Optional attributes: ``version`` (str, names weights and parameters; results of different
     versions are never mixed), ``needs_both_signs`` (bool, True for systems that need a positive
-    and a negative click before their first result) and ``expects_iou`` (bool, True where a
-    proposal's score is the IoU that the method expects of it).
+    and a negative click before their first result), ``expects_iou`` (bool, True where a proposal's
+    score is the IoU that the method expects of it) and ``look_ahead`` (gives further alternatives,
+    as `Predictor.look_ahead`; nobody waits for them who does not ask, so they are no part of a
+    click's time).
     """
 
     def embed(self, rgb: NDArray[np.uint8], /) -> Any:
@@ -201,6 +203,9 @@ class _Session:
             for proposal in proposals[:1]:
                 _ = proposal.mask
             seconds = time.perf_counter() - started
+            look_ahead = getattr(self._method, "look_ahead", None)
+            if look_ahead is not None:
+                proposals += tuple(look_ahead(self._embedding, clicks, proposals))
             if not proposals:
                 raise DataError(
                     "The method returned no proposal.", remedy="Return at least one from predict."

@@ -45,6 +45,14 @@ class Engine(Protocol):
     ) -> list[Proposal]:
         """Propose masks for the clicks, best first; at least one."""
 
+    def can_look_ahead(self, clicks: Sequence[Click], proposals: Sequence[Proposal]) -> bool:
+        """Whether `look_ahead` may add alternatives to these; costs nothing."""
+
+    def look_ahead(
+        self, image: Any, clicks: Sequence[Click], proposals: Sequence[Proposal]
+    ) -> list[Proposal]:
+        """Propose further alternatives to what `predict` gave; none if there are none."""
+
     def prepare(self, image: Any, clicks: Sequence[Click], shown: NDArray[np.bool_]) -> None:
         """Get ready for a further click on the mask that is shown."""
 

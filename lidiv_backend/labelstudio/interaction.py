@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lidiv_backend.caching import BoundedCache
@@ -74,12 +74,16 @@ class Showing:
         Which proposal is showing, from 0.
     cycling
         For each click, those of the start first, whether it meant "next proposal".
+    may_grow
+        Whether the model may have further proposals, which it is asked for when somebody wants
+        them: they take it longer than the first mask may.
     """
 
     prompts: tuple[Click, ...] = ()
     proposals: tuple[Proposal, ...] = ()
     index: int = 0
     cycling: tuple[bool, ...] = ()
+    may_grow: bool = False
 
     @property
     def shown(self) -> Proposal | None:
@@ -94,7 +98,15 @@ class Showing:
     @property
     def text(self) -> str:
         """What the annotator reads about it."""
-        return f"proposal {self.index + 1} of {len(self.proposals)}"
+        or_more = " or more" if self.may_grow else ""
+        return f"proposal {self.index + 1} of {len(self.proposals)}{or_more}"
+
+    def grown(self, engine: Engine, image: Any) -> Showing:
+        """The same with all the proposals that the model has."""
+        if not self.may_grow:
+            return self
+        further = engine.look_ahead(image, self.prompts, self.proposals)
+        return replace(self, proposals=(*self.proposals, *further), may_grow=False)
 
 
 def means_next(click: Click, earlier: Sequence[Click], showing: Showing, longer_side: int) -> bool:
@@ -201,16 +213,24 @@ def _follow(engine: Engine, image: Any, clicks: tuple[Click, ...], before: Showi
     """Take the last of the clicks from where the others led."""
     *earlier, click = clicks
     if means_next(click, earlier, before, max(image.height, image.width)):
-        return Showing(
-            prompts=before.prompts,
-            proposals=before.proposals,
+        if before.index + 1 == len(before.proposals):
+            before = before.grown(engine, image)
+        return replace(
+            before,
             index=(before.index + 1) % len(before.proposals),
             cycling=(*before.cycling, True),
         )
     prompts = (*before.prompts, click)
     proposals: tuple[Proposal, ...] = ()
+    may_grow = False
     # Negative clicks alone say what not to take, and there is nothing yet to take it from.
     if any(prompt.positive for prompt in prompts):
         previous = before.shown.mask if before.shown is not None else None
         proposals = tuple(engine.predict(image, prompts, previous=previous))
-    return Showing(prompts=prompts, proposals=proposals, cycling=(*before.cycling, False))
+        may_grow = previous is None and engine.can_look_ahead(prompts, proposals)
+    return Showing(
+        prompts=prompts,
+        proposals=proposals,
+        cycling=(*before.cycling, False),
+        may_grow=may_grow,
+    )

@@ -272,6 +272,10 @@ class PredictionService:
             boxes = beginning.others
             start = self._start(engine, project, image, beginning)
             solved = [self._follow(engine, image, prompt, start)]
+            if options.overlay and not boxes:
+                # All at once, and so also those that take longer.
+                grown = solved[0].showing.grown(engine, image)
+                solved = [replace(solved[0], showing=grown)]
             self._get_ready(engine, image, key, solved[0].showing)
         else:
             engine = self._engines.current()

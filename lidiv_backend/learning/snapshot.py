@@ -26,6 +26,7 @@ from lidiv_backend.labelstudio.results import PlacedClick, SavedRegion, read_sav
 from lidiv_backend.learning.files import read_json, write_json
 from lidiv_backend.learning.store import Store, StoredAnnotation, StoredAnswer
 from lidiv_backend.learning.vault import Vault
+from lidiv_backend.predictor import LOOKED_AHEAD
 from lidiv_backend.records import AnnotatedImage, ObjectMask
 from lidiv_backend.training.data.assembly import assemble
 
@@ -353,7 +354,10 @@ class _Collector:
 
 
 def _rejected(answer: StoredAnswer) -> tuple[int, ...]:
-    """Heads whose masks an annotator stepped on from before they took what was showing."""
+    """Heads whose masks an annotator stepped on from before they took what was showing.
+
+    None if that was no head's: then it does not say which of the heads should go first.
+    """
     steps = 0
     for click in reversed(answer.clicks):
         if not click.next:
@@ -361,8 +365,12 @@ def _rejected(answer: StoredAnswer) -> tuple[int, ...]:
         steps += 1
     # Who went all the way round has seen, and not taken, all the others.
     seen = answer.proposals if steps >= len(answer.proposals) else answer.proposals[: answer.shown]
+    if not steps or answer.proposals[answer.shown].head == LOOKED_AHEAD:
+        return ()
     return tuple(
-        proposal.head for place, proposal in enumerate(seen) if steps and place != answer.shown
+        proposal.head
+        for place, proposal in enumerate(seen)
+        if place != answer.shown and proposal.head != LOOKED_AHEAD
     )
 
 

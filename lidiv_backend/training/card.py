@@ -86,6 +86,15 @@ def _what(description: ModelDescription, counts: Mapping[str, int]) -> list[str]
             "; from the second click on, a window around the object, at a longer side of "
             f"{description.inference.zoom_side} pixels, wherever that shows more"
         )
+    ahead = description.inference.look_ahead
+    further = (
+        []
+        if ahead is None
+        else [
+            "- further alternatives for a first click: what f answers to a second one beside the "
+            f"first mask, {ahead:g} times the square root of its area away"
+        ]
+    )
     return [
         "## What it is",
         "",
@@ -96,6 +105,7 @@ def _what(description: ModelDescription, counts: Mapping[str, int]) -> list[str]
         f"- g: {chosen}, {counts['g']:,} parameters",
         f"- frozen encoder: {_ENCODERS.get(encoder, encoder) if encoder else 'none, RGB alone'}",
         f"- resolution: {resolution}",
+        *further,
         "",
     ]
 

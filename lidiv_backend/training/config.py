@@ -239,7 +239,9 @@ PRESETS: dict[str, TrainingConfig] = {
             prompt=PromptChannels(previous=True, radius=1.0),
         ),
         selection=SelectionConfig(architecture="pooled"),
-        inference=InferenceConfig(longest_side=640, max_pixels=None, merge_iou=0.9, zoom_side=448),
+        inference=InferenceConfig(
+            longest_side=640, max_pixels=None, merge_iou=0.9, zoom_side=448, look_ahead=0.3
+        ),
         loss=LossConfig(focal=1.0, clicks=0.1, relaxation=0.05),
         joint=True,
         steps=30_000,

@@ -70,6 +70,27 @@ def test_every_click_is_recorded_with_the_selected_and_the_best_mask() -> None:
     assert [len(clicks) for clicks, _ in method.asked] == [1, 2, 3]
 
 
+def test_alternatives_ahead_are_offered_behind_the_others() -> None:
+    half, most = block(10, 30, 10, 30), block(10, 30, 10, 46)
+
+    class LooksAhead(Scripted):
+        def look_ahead(self, image, clicks, proposals):
+            if len(clicks) > 1:
+                return []
+            assert [proposal.head for proposal in proposals] == [0, 1]
+            return [Proposal(mask=most, score=0.9, head=-1)]
+
+    method = LooksAhead([[half, block(10, 30, 10, 14)], [half]])
+    trace = run_object(method, None, item(), settings=settings(actions=True, max_clicks=3))
+    # The first one is shown all the same, and a click places them where it is wrong.
+    assert [step.iou for step in trace.steps] == [0.5] * 3
+    assert [step.oracle for step in trace.steps] == [0.9, 0.5, 0.5]
+    assert [step.proposals for step in trace.steps] == [3, 1, 1]
+    # Two steps are two actions.
+    assert [(action.actions, action.stepped) for action in trace.actions] == [(1, False), (3, True)]
+    assert trace.actions[1].iou == 0.9
+
+
 def test_clicks_go_where_the_shown_mask_is_wrong() -> None:
     shown = block(10, 30, 10, 30) | block(32, 38, 0, 60)
     trace = run_object(Scripted([[shown], [TARGET]]), None, item(), settings=settings())

@@ -7,7 +7,8 @@ import pytest
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import BadClickError
-from lidiv_backend.labelstudio.interaction import MAX_CLICKS, Interactions, Showing
+from lidiv_backend.labelstudio.interaction import MAX_CLICKS, Interactions, Showing, Start
+from lidiv_backend.predictor import Proposal
 from tests.fake_engine import FakeEmbedding, FakeEngine
 
 IMAGE = FakeEmbedding("image", 200, 400)
@@ -124,6 +125,63 @@ def test_cycling_clicks_may_surround_the_prompt_or_wander(
 def test_one_proposal_stays(interactions: Interactions) -> None:
     engine = FakeEngine(radii=(0.2,))
     assert interactions.replay(engine, IMAGE, [FIRST, NEAR]).text == "proposal 1 of 1"
+
+
+class TestLookingAhead:
+    around = (
+        FIRST,
+        *(Click(x=100 + 4 * math.cos(angle), y=100 + 4 * math.sin(angle)) for angle in range(4)),
+    )
+
+    def test_further_alternatives_come_when_they_are_wanted(
+        self, interactions: Interactions
+    ) -> None:
+        engine = FakeEngine(radii=(0.12, 0.2), ahead=(0.4, 0.3))
+        texts, asked = [], []
+        for count in range(1, 6):
+            showing = interactions.replay(engine, IMAGE, self.around[:count])
+            texts.append(showing.text)
+            asked.append(engine.looked_ahead)
+        assert texts == [
+            "proposal 1 of 2 or more",
+            "proposal 2 of 2 or more",
+            "proposal 3 of 4",
+            "proposal 4 of 4",
+            "proposal 1 of 4",
+        ]
+        assert asked == [0, 0, 1, 1, 1]
+        # The same for somebody who begins in the middle, as after a restart.
+        again = Interactions(max_bytes=100_000_000).replay(engine, IMAGE, self.around[:3])
+        assert (again.text, again.index) == ("proposal 3 of 4", 2)
+        assert again.shown is not None
+        assert again.shown.mask.sum() == pytest.approx(math.pi * (0.4 * 200) ** 2, rel=0.02)
+
+    def test_a_click_refines_what_was_found_ahead(self, interactions: Interactions) -> None:
+        engine = FakeEngine(radii=(0.12,), ahead=(0.4,))
+        ahead = interactions.replay(engine, IMAGE, self.around[:2])
+        refined = interactions.replay(engine, IMAGE, [*self.around[:2], AWAY])
+        clicks, previous = engine.calls[-1]
+        assert clicks == (FIRST, AWAY)
+        assert ahead.shown is not None
+        assert previous is not None
+        np.testing.assert_array_equal(previous, ahead.shown.mask)
+        # There is nothing ahead of several clicks.
+        assert refined.text == "proposal 1 of 1"
+
+    def test_where_there_are_none_the_first_comes_again(self, interactions: Interactions) -> None:
+        engine = FakeEngine(radii=(0.12,), ahead=())
+        assert interactions.replay(engine, IMAGE, [FIRST]).text == "proposal 1 of 1 or more"
+        assert interactions.replay(engine, IMAGE, [FIRST, NEAR]).text == "proposal 1 of 1"
+        assert interactions.replay(engine, IMAGE, [FIRST, NEAR, FAR]).index == 0
+
+    def test_not_where_the_click_refines_what_was_there_before(
+        self, interactions: Interactions
+    ) -> None:
+        engine = FakeEngine(radii=(0.12,), ahead=(0.4,))
+        mask = np.zeros((IMAGE.height, IMAGE.width), bool)
+        mask[90:110, 20:60] = True
+        start = Start(key="copy", proposals=(Proposal(mask=mask, score=1.0, head=0),))
+        assert interactions.replay(engine, IMAGE, [FIRST], start).text == "proposal 1 of 1"
 
 
 def test_a_negative_click_alone_shows_nothing(

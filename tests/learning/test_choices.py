@@ -12,7 +12,7 @@ from lidiv_backend.learning.snapshot import SnapshotSet, read_snapshot, take_sna
 from lidiv_backend.learning.store import StoredAnswer, StoredClick, StoredProposal
 from lidiv_backend.learning.vault import Vault
 from lidiv_backend.model import load_model
-from lidiv_backend.predictor import Predictor
+from lidiv_backend.predictor import LOOKED_AHEAD, Predictor
 from lidiv_backend.records import AnnotatedImage
 from tests import tiny
 from tests.learning.lab import PROJECT, Lab
@@ -95,7 +95,7 @@ def answer(task: int, shown: int, steps: int) -> StoredAnswer:
         height=60,
         width=96,
         clicks=tuple(clicks),
-        proposals=tuple(StoredProposal(score=0.5, head=head) for head in (4, 2, 0)),
+        proposals=tuple(StoredProposal(score=0.5, head=head) for head in (4, 2, 0, LOOKED_AHEAD)),
         shown=shown,
         model_version="v",
     )
@@ -103,7 +103,10 @@ def answer(task: int, shown: int, steps: int) -> StoredAnswer:
 
 def test_what_was_stepped_on_from_is_rejected(lab: Lab, tmp_path: Path) -> None:
     vault = Vault(tmp_path / "vault")
-    expected = [((0, 0), ()), ((1, 1), (4,)), ((2, 2), (4, 2)), ((1, 4), (4, 0))]
+    expected: list[tuple[tuple[int, int], tuple[int, ...]]]
+    expected = [((0, 0), ()), ((1, 1), (4,)), ((2, 2), (4, 2)), ((1, 5), (4, 0))]
+    # What no head proposed does not say which of them should go first.
+    expected.append(((3, 3), ()))
     for task, (place, _) in enumerate(expected):
         lab.store.keep_answer(answer(task, *place))
         lab.accept(task)

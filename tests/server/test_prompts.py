@@ -346,6 +346,20 @@ def test_alternatives_come_together_under_helper_labels(app: Flask) -> None:
     ]
 
 
+def test_the_overlay_shows_also_what_is_found_ahead(app: Flask, engine: FakeEngine) -> None:
+    engine.radii, engine.ahead = (0.12,), (0.4,)
+    client = app.test_client()
+    ask_for(client, overlay=["alt 2", "alt 3"])
+    regions = answer(client, with_context(CLICKS, *click(50, 50, id="a")))
+    assert [each["meta"]["text"] for each in regions] == [["proposal 2 of 2"], ["proposal 1 of 2"]]
+    # A project that does not ask for it does not wait for it.
+    engine.looked_ahead = 0
+    ask_for(client)
+    (region,) = answer(client, with_context(CLICKS, *click(70, 50, id="b")))
+    assert region["meta"]["text"] == ["proposal 1 of 1 or more"]
+    assert engine.looked_ahead == 0
+
+
 def test_a_helper_label_that_the_project_lacks_costs_nobody_the_mask(app: Flask) -> None:
     client = app.test_client()
     ask_for(client, overlay=["no such label", "alt 2"])

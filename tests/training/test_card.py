@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lidiv_backend.model import load_model, record_results, save_model
+from lidiv_backend.model import InferenceConfig, load_model, record_results, save_model, write_model
 from lidiv_backend.training.card import write_card
 from lidiv_backend.training.config import PRESETS
 from tests import tiny
@@ -48,6 +48,14 @@ def test_says_what_was_trained_how_long_and_on_what(tmp_path: Path) -> None:
     assert re.search(r"voc instance \| 3,086 \| Pascal VOC", text)
     assert re.search(r"mystery part \| 7 \| see its owner", text)
     assert "Nothing has been measured yet" in text
+
+
+@pytest.mark.parametrize("distance", [None, 0.3])
+def test_says_where_alternatives_come_from(tmp_path: Path, distance: float | None) -> None:
+    inference = InferenceConfig(look_ahead=distance)
+    write_model(tmp_path, tiny.model(tiny.description(pyramid=True, inference=inference)))
+    text = write_card(tmp_path).read_text()
+    assert ("0.3 times the square root of its area" in text) == (distance is not None)
 
 
 def test_says_what_came_before(tmp_path: Path) -> None:
