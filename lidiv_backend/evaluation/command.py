@@ -9,12 +9,14 @@ from pathlib import Path
 
 from lidiv_backend.errors import BadRequestError, WeightsError
 from lidiv_backend.evaluation.datasets import known_data_sets, split_specs
+from lidiv_backend.evaluation.measures import Summary
 from lidiv_backend.evaluation.methods import CLASSICAL, CLASSICAL_LONGEST_SIDE, MethodSpec
 from lidiv_backend.evaluation.protocols import ClickProtocol, ProtocolSettings
 from lidiv_backend.evaluation.report import write_report
 from lidiv_backend.evaluation.results import Contents, read_results
 from lidiv_backend.evaluation.runner import Plan, evaluate
 from lidiv_backend.evaluation.tables import (
+    render_markdown,
     render_summary,
     summaries_of,
     write_summaries,
@@ -100,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     if plan is not None and args.record:
         _record(plan, contents, _words(args, plan))
     if plan is not None and args.insert:
-        insert_measured(args.insert, "clicks", text, command=_words(args, plan))
+        own = render_markdown(_own(plan, contents), contents.problems)
+        insert_measured(args.insert, "clicks", own, command=_words(args, plan))
     return 1 if any(problem.defect for problem in contents.problems) else 0
 
 
@@ -148,23 +151,33 @@ def _words(args: argparse.Namespace, plan: Plan) -> str:
         words += ["--seeds", str(args.seeds)]
     if args.limit is not None:
         words += ["--limit", str(args.limit)]
+    usual = ProtocolSettings()
+    if any(settings.stop_at != usual.stop_at for settings in plan.settings):
+        words += ["--stop-at", f"{args.stop_at:g}"]
+    if args.no_actions:
+        words.append("--no-actions")
     return " ".join(words)
 
 
-def _record(plan: Plan, contents: Contents, command: str) -> None:
-    """Write what weights scored into their folders, and their cards anew.
-
-    The folder of results may hold what other commands measured; they recorded it themselves.
-    """
+def _own(plan: Plan, contents: Contents) -> list[Summary]:
+    """What the plan measured; the folder may hold what other commands did."""
+    methods = {spec.label for spec in plan.methods}
     measured = {entry.name for entry in contents.data_sets if entry.spec in plan.data_sets}
     protocols = {settings.protocol.value for settings in plan.settings}
-    summaries = summaries_of(
+    return summaries_of(
         [
             result
             for result in contents.latest()
-            if result.key.data_set in measured and result.key.protocol in protocols
+            if result.key.method in methods
+            and result.key.data_set in measured
+            and result.key.protocol in protocols
         ]
     )
+
+
+def _record(plan: Plan, contents: Contents, command: str) -> None:
+    """Write what weights scored into their folders, and their cards anew."""
+    summaries = _own(plan, contents)
     for spec in plan.methods:
         try:
             folder = weights_folder(spec.source)

@@ -49,19 +49,30 @@ def test_weights_are_measured_and_keep_what_they_scored(
     assert version in (tmp_path / "out" / "results.jsonl").read_text()
 
 
-def test_a_card_names_for_each_set_the_command_that_measured_it(data: str, tmp_path: Path) -> None:
+def test_a_card_and_a_page_name_the_command_that_measured_what_they_show(
+    data: str, tmp_path: Path
+) -> None:
     about = tiny.description(heads=2, ranked=True)
     weights = tmp_path / "weights"
     save_model(weights, about, tiny.model(about).proposal.state_dict(), None)
     other = make_data(tmp_path / "other")
     words = ["evaluate", "--methods", f"mine={weights}", "--record", "--out", str(tmp_path / "out")]
     assert main([*words, "--data-sets", data]) == 0
-    assert main([*words, "--data-sets", other, "--limit", "1", "--resume"]) == 0
+    page = tmp_path / "page.md"
+    page.write_text("<!-- measured: clicks -->\n<!-- end: clicks -->\n")
+    further = ["--data-sets", other, "--limit", "1", "--stop-at", "0.9", "--no-actions"]
+    assert main([*words, *further, "--resume", "--insert", str(page)]) == 0
     results = read_description(weights).results
     assert results["Clicks on set, protocol centre"]["command"].endswith(
         "--data-sets folder:set --protocol centre"
     )
-    assert results["Clicks on other, protocol centre"]["command"].endswith("--limit 1")
+    assert results["Clicks on other, protocol centre"]["command"].endswith(
+        "--limit 1 --stop-at 0.9 --no-actions"
+    )
+    # The folder holds both.
+    assert "## set, protocol" in (tmp_path / "out" / "summary.md").read_text()
+    assert "## other, protocol" in page.read_text()
+    assert "## set, protocol" not in page.read_text()
 
 
 @pytest.mark.parametrize(
