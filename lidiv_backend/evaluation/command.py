@@ -49,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="where benchmarks lie; default: LIDIV_DATA")
     parser.add_argument("--split", help="part of the sets that have parts, such as val")
     parser.add_argument(
-        "--stop-at", type=float, default=0.95, help="the annotator is content with this IoU"
+        "--stop-at",
+        type=float,
+        default=0.95,
+        help="the annotator is content with this IoU; what lies above counts as never reached",
     )
     parser.add_argument(
         "--no-actions",
