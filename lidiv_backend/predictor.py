@@ -470,6 +470,7 @@ class Predictor:
             description.inference.look_ahead is not None
             and self.expects_iou
             and len(clicks) == 1
+            and clicks[0].positive
             and 0 < len(proposals) < description.proposal.heads
         )
 

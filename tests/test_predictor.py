@@ -278,7 +278,14 @@ class TestLookingAhead:
         assert predictor.look_ahead(image, [click], full) == []
 
     @pytest.mark.parametrize(
-        "change", ["two clicks", "not asked for", "a g that does not expect an IoU", "nothing yet"]
+        "change",
+        [
+            "two clicks",
+            "a negative click",
+            "not asked for",
+            "a g that does not expect an IoU",
+            "nothing yet",
+        ],
     )
     def test_not(self, change: str) -> None:
         clicks = [Click(x=30, y=22)]
@@ -289,6 +296,8 @@ class TestLookingAhead:
         proposals = [] if change == "nothing yet" else self.only(predictor, image, clicks[0])
         if change == "two clicks":
             clicks.append(Click(x=3, y=3, positive=False))
+        if change == "a negative click":
+            clicks = [Click(x=30, y=22, positive=False)]
         passes = counted(predictor)
         assert not predictor.can_look_ahead(clicks, proposals)
         assert predictor.look_ahead(image, clicks, proposals) == []
