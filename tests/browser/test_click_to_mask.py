@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ CONFIGS = {"labels and brush": recommended_label_config(), "brush labels": LABEL
 
 # On the cup, on the cup's other side, and on the saucer, in coffee.jpg (600 x 400).
 FIRST, SECOND, NEGATIVE = (240, 230), (380, 200), (120, 290)
+# Where f has fewer than six different masks.
+SAUCER = (150, 300)
 
 
 def photo_address(stack: Stack, title: str, label_config: str, photo: str) -> tuple[int, str]:
@@ -104,6 +107,35 @@ def test_click_to_mask(stack: Stack, page: Page, screenshots: Path, config: str)
         (True, True),
     ]
     assert answer.shown == 1
+
+
+def test_stepping_on_behind_the_last_proposal_looks_ahead(
+    stack: Stack, page: Page, screenshots: Path
+) -> None:
+    from tests.browser.labeling import LabelingPage
+
+    labeling = LabelingPage(page, screenshots)
+    _, address = photo_address(stack, "ahead", recommended_label_config(), "coffee.jpg")
+    labeling.open(address)
+    labeling.keep_label_selected()
+    labeling.choose_auto_detect("Object")
+
+    x, y = SAUCER
+    first = labeling.click(x, y)
+    told = re.fullmatch(r"proposal 1 of (\d) or more", first.text)
+    assert told, "the model has six masks for this click; click on something else"
+    count = int(told[1])
+    around = ((6, 0), (0, 6), (-6, 0), (0, -6), (5, 5))
+    seen = [first]
+    for number, (across, down) in enumerate(around[: count - 1], start=2):
+        seen.append(labeling.click(x + across, y + down))
+        assert seen[-1].text == f"proposal {number} of {count} or more"
+    across, down = around[count - 1]
+    ahead = labeling.click(x + across, y + down)
+    told = re.fullmatch(rf"proposal {count + 1} of (\d)", ahead.text)
+    assert told, ahead.text
+    assert count < int(told[1]) <= 6
+    assert not any(np.array_equal(ahead.mask, other.mask) for other in seen)
 
 
 def _labels(region: dict[str, Any]) -> list[str]:
