@@ -365,7 +365,9 @@ def _rejected(answer: StoredAnswer) -> tuple[int, ...]:
         steps += 1
     # Who went all the way round has seen, and not taken, all the others.
     seen = answer.proposals if steps >= len(answer.proposals) else answer.proposals[: answer.shown]
-    if not steps or answer.proposals[answer.shown].head == LOOKED_AHEAD:
+    # A slice, for the proposals of an answer may not be known.
+    taken = answer.proposals[answer.shown : answer.shown + 1]
+    if not steps or any(proposal.head == LOOKED_AHEAD for proposal in taken):
         return ()
     return tuple(
         proposal.head
