@@ -289,9 +289,11 @@ def tuning_config(
         kinds={"instance": 1.0, **before.kinds},
         # A lab's images are few: each example has its own picture.
         views=0,
-        # Its logits were softened then, and g may have been the last to learn.
+        # Its logits were softened then, and g may have been the last to learn. f and g learn at
+        # once: the time may be over before a second phase begins, and g is to know this f.
         soften=1.0,
         frozen=False,
+        joint=True,
         images=images if divided else before.images,
         targets=targets if divided else before.targets,
         crop=crop if divided else before.crop,

@@ -190,10 +190,12 @@ def test_logits_that_were_softened_once_are_not_softened_again() -> None:
     assert tuning_config(about, SETTINGS, length=50).soften == 1
 
 
-def test_f_learns_where_only_g_did_last() -> None:
+def test_f_and_g_learn_at_once_where_one_did_after_the_other() -> None:
     trained = dataclasses.replace(PRESETS["paper"], frozen=True).to_json()
     about = dataclasses.replace(tiny.description(name="paper"), training=trained)
-    assert not tuning_config(about, SETTINGS, length=50).frozen
+    config = tuning_config(about, SETTINGS, length=50)
+    assert config.joint
+    assert not config.frozen
 
 
 def test_squares_show_what_is_around_the_labs_objects() -> None:
