@@ -155,12 +155,18 @@ class Interactions:
     """
 
     def __init__(self, *, max_bytes: int) -> None:
-        self._memo: BoundedCache[tuple[str, str, str, tuple[Click, ...]], Showing] = BoundedCache(
-            max_bytes=max_bytes
+        self._memo: BoundedCache[tuple[str, str, str, bool, tuple[Click, ...]], Showing] = (
+            BoundedCache(max_bytes=max_bytes)
         )
 
     def replay(
-        self, engine: Engine, image: Any, clicks: Sequence[Click], start: Start = NOTHING
+        self,
+        engine: Engine,
+        image: Any,
+        clicks: Sequence[Click],
+        start: Start = NOTHING,
+        *,
+        grown: bool = False,
     ) -> Showing:
         """Follow the clicks.
 
@@ -174,6 +180,8 @@ class Interactions:
             All clicks so far, in pixels of the image.
         start
             What they begin with, made with this engine.
+        grown
+            Ask the model for all its proposals at once, not when somebody wants them.
 
         Returns
         -------
@@ -194,7 +202,7 @@ class Interactions:
         clicks = tuple(clicks)
         known, showing = 0, start.showing()
         for count in range(len(clicks), 0, -1):
-            found = self._memo.get((image.key, engine.version, start.key, clicks[:count]))
+            found = self._memo.get((image.key, engine.version, start.key, grown, clicks[:count]))
             if found is not None:
                 known, showing = count, found
                 break
@@ -202,14 +210,16 @@ class Interactions:
         for count in range(known + 1, len(clicks) + 1):
             before = showing
             showing = self._memo.get_or_compute(
-                (image.key, engine.version, start.key, clicks[:count]),
-                lambda: _follow(engine, image, clicks[:count], before),  # noqa: B023 - called now
+                (image.key, engine.version, start.key, grown, clicks[:count]),
+                lambda: _follow(engine, image, clicks[:count], before, grown),  # noqa: B023 - now
                 size_of=lambda result: result.nbytes,
             )
         return showing
 
 
-def _follow(engine: Engine, image: Any, clicks: tuple[Click, ...], before: Showing) -> Showing:
+def _follow(
+    engine: Engine, image: Any, clicks: tuple[Click, ...], before: Showing, grown: bool
+) -> Showing:
     """Take the last of the clicks from where the others led."""
     *earlier, click = clicks
     if means_next(click, earlier, before, max(image.height, image.width)):
@@ -228,9 +238,10 @@ def _follow(engine: Engine, image: Any, clicks: tuple[Click, ...], before: Showi
         previous = before.shown.mask if before.shown is not None else None
         proposals = tuple(engine.predict(image, prompts, previous=previous))
         may_grow = previous is None and engine.can_look_ahead(prompts, proposals)
-    return Showing(
+    showing = Showing(
         prompts=prompts,
         proposals=proposals,
         cycling=(*before.cycling, False),
         may_grow=may_grow,
     )
+    return showing.grown(engine, image) if grown else showing

@@ -271,11 +271,9 @@ class PredictionService:
             )
             boxes = beginning.others
             start = self._start(engine, project, image, beginning)
-            solved = [self._follow(engine, image, prompt, start)]
-            if options.overlay and not boxes:
-                # All at once, and so also those that take longer.
-                grown = solved[0].showing.grown(engine, image)
-                solved = [replace(solved[0], showing=grown)]
+            # The overlay shows all at once, and so also those that take longer.
+            grown = bool(options.overlay) and not boxes
+            solved = [self._follow(engine, image, prompt, start, grown=grown)]
             self._get_ready(engine, image, key, solved[0].showing)
         else:
             engine = self._engines.current()
@@ -416,11 +414,13 @@ class PredictionService:
         image = self._embed(engine, task, config.image(prompt.target.to_name), connection)
         return self._follow(engine, image, prompt, NOTHING)
 
-    def _follow(self, engine: Engine, image: Any, prompt: Prompt, start: Start) -> _Solved:
+    def _follow(
+        self, engine: Engine, image: Any, prompt: Prompt, start: Start, *, grown: bool = False
+    ) -> _Solved:
         _check_size(prompt, image)
         height, width = image.height, image.width
         clicks = [click.in_pixels(height=height, width=width) for click in prompt.clicks]
-        showing = self._interactions.replay(engine, image, clicks, start)
+        showing = self._interactions.replay(engine, image, clicks, start, grown=grown)
         return _Solved(prompt=prompt, start=start, showing=showing, height=height, width=width)
 
     def _embed(

@@ -352,6 +352,11 @@ def test_the_overlay_shows_also_what_is_found_ahead(app: Flask, engine: FakeEngi
     ask_for(client, overlay=["alt 2", "alt 3"])
     regions = answer(client, with_context(CLICKS, *click(50, 50, id="a")))
     assert [each["meta"]["text"] for each in regions] == [["proposal 2 of 2"], ["proposal 1 of 2"]]
+    # Stepping on shows the same ones, and does not look for them again.
+    stepped = [*click(50, 50, id="a"), *click(50.5, 50, id="c")]
+    regions = answer(client, with_context(CLICKS, *stepped))
+    assert [each["meta"]["text"] for each in regions] == [["proposal 1 of 2"], ["proposal 2 of 2"]]
+    assert engine.looked_ahead == 1
     # A project that does not ask for it does not wait for it.
     engine.looked_ahead = 0
     ask_for(client)
