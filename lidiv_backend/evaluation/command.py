@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lidiv_backend.errors import BadRequestError, WeightsError
@@ -102,11 +103,13 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         page = write_report(args.out, photographs=not args.no_photographs)
         sys.stdout.write(f"\nThe page is {page}\n")
-    if plan is not None and args.record:
-        _record(plan, contents, _words(args, plan))
-    if plan is not None and args.insert:
-        own = render_markdown(_own(plan, contents), contents.problems)
-        insert_measured(args.insert, "clicks", own, command=_words(args, plan))
+    if plan is not None and (args.record or args.insert):
+        own, command = _own(plan, contents), _words(args, plan)
+        if args.record:
+            _record(plan, own, command)
+        if args.insert:
+            table = render_markdown(own, contents.problems)
+            insert_measured(args.insert, "clicks", table, command=command)
     return 1 if any(problem.defect for problem in contents.problems) else 0
 
 
@@ -178,9 +181,8 @@ def _own(plan: Plan, contents: Contents) -> list[Summary]:
     )
 
 
-def _record(plan: Plan, contents: Contents, command: str) -> None:
+def _record(plan: Plan, summaries: Sequence[Summary], command: str) -> None:
     """Write what weights scored into their folders, and their cards anew."""
-    summaries = _own(plan, contents)
     for spec in plan.methods:
         try:
             folder = weights_folder(spec.source)
