@@ -731,21 +731,24 @@ class Predictor:
         """
         with turn(Step.PROPOSE):
             asked = [list(clicks), *([*clicks, click] for click in further)]
-            count = len(asked)
             packed = pack_clicks(asked, scale=image.scale).to(self.device)
-            prompt = Prompt(clicks=packed)
             with stage("propose", settle=self._settle), self._autocast():
                 proposal, selection = self._networks[image.covered]
                 assert selection is not None  # noqa: S101 - g expects an IoU
-                projected = [part.expand(count, -1, -1, -1) for part in image.projected]
-                decoded = proposal(projected, prompt)
+                projected = [part.expand(len(asked), -1, -1, -1) for part in image.projected]
+                decoded = proposal(projected, Prompt(clicks=packed))
                 logits = decoded.logits.float()
                 features = tuple(part.float() for part in decoded.features)
                 rgb = image.rgb
-                rated = selection(rgb.expand(count, -1, -1, -1), prompt, logits.sigmoid(), features)
-                best = rated[1:].argmax(1)
-                rows = torch.arange(1, count, device=self.device)
-                everything = torch.cat([logits[0], logits[rows, best]])
+                imagined = logits[1:]
+                best = selection(
+                    rgb.expand(len(further), -1, -1, -1),
+                    Prompt(clicks=packed[1:]),
+                    imagined.sigmoid(),
+                    tuple(part[1:] for part in features),
+                ).argmax(1)
+                rows = torch.arange(len(further), device=self.device)
+                everything = torch.cat([logits[0], imagined[rows, best]])
                 rated = selection(
                     rgb,
                     Prompt(clicks=packed[:1]),

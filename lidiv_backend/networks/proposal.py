@@ -308,13 +308,14 @@ class HypercolumnNetwork(ProposalNetwork):
     def at_least(self, grid: int) -> Iterator[None]:
         """Be on cells of ``grid`` pixels for a while, if not on larger ones; see `coarsen`."""
         before = self.output_stride
-        if grid > before:
-            self.coarsen(grid)
+        if grid <= before:
+            yield
+            return
+        self.coarsen(grid)
         try:
             yield
         finally:
-            if grid > before:
-                self.coarsen(before)
+            self.coarsen(before)
 
     def soften(self, factor: float) -> None:
         """Divide the logits by ``factor``: the same masks at 0.5, away from saturation.
