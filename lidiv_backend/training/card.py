@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lidiv_backend.model import ModelDescription, load_model, read_description
-from lidiv_backend.training.config import PRESETS
+from lidiv_backend.training.config import MOST_EARLIER, PRESETS
 
 #: What the known sets are, and the terms that come with them.
 _SETS: dict[str, str] = {
@@ -158,7 +158,10 @@ def _training(description: ModelDescription) -> list[str]:
     if ancestor:
         before = {"version": ancestor["version"], **ancestor["training"]}
         lines += ["", f"It began with {_stage(before)}"]
-        lines += [f"Before that, {_stage(stage)}" for stage in ancestor.get("earlier", ())]
+        earlier = ancestor.get("earlier", ())
+        lines += [f"Before that, {_stage(stage)}" for stage in earlier]
+        if len(earlier) >= MOST_EARLIER:
+            lines.append("What may have come before that is not listed.")
     if "validation" in training:
         lines += ["", "On images held back from it, in training's own crops:", ""]
         lines += ["| clicks | IoU of the best mask | IoU of the selected mask |", "|---|---|---|"]

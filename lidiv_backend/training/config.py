@@ -13,6 +13,9 @@ from lidiv_backend.networks.proposal import ARCHITECTURES, ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
 from lidiv_backend.training.simulation import DosProtocol
 
+#: Weights tell of so many trainings before the last two what they were.
+MOST_EARLIER = 8
+
 Task = Literal["jaccard", "cross_entropy", "l1"]
 
 

@@ -36,7 +36,7 @@ from lidiv_backend.networks.proposal import HypercolumnNetwork
 from lidiv_backend.records import ImageSet
 from lidiv_backend.training.batches import Batch
 from lidiv_backend.training.checkpoints import CheckpointFolder, CheckpointNote, RunLog
-from lidiv_backend.training.config import PRESETS, TrainingConfig
+from lidiv_backend.training.config import MOST_EARLIER, PRESETS, TrainingConfig
 from lidiv_backend.training.draws import Draw, Draws, count_masks
 from lidiv_backend.training.features import FeatureStore, describe_views
 from lidiv_backend.training.pictures import draw_examples
@@ -51,8 +51,6 @@ from lidiv_backend.training.step import Outcome, TrainingStep, networks_to_train
 from lidiv_backend.training.stopping import StopRequest, ignore_interrupts
 from lidiv_backend.training.validation import Look, validate
 
-#: Of so many trainings before the last two is told what they were.
-_MOST_EARLIER = 8
 _ESSENTIALS = (
     "phase",
     "steps_done",
@@ -245,7 +243,7 @@ class Trainer:
         self._ancestor = {
             "version": model.version,
             "training": before,
-            "earlier": earlier[:_MOST_EARLIER],
+            "earlier": earlier[:MOST_EARLIER],
         }
 
     @property

@@ -10,7 +10,7 @@ import pytest
 
 from lidiv_backend.model import InferenceConfig, load_model, record_results, save_model, write_model
 from lidiv_backend.training.card import write_card
-from lidiv_backend.training.config import PRESETS
+from lidiv_backend.training.config import MOST_EARLIER, PRESETS
 from tests import tiny
 
 TRAINING = {
@@ -77,6 +77,9 @@ def test_says_what_came_before(tmp_path: Path) -> None:
         "by 800, with a focal term in the loss (0.5 hours)" in text
     )
     assert "g, 1,200 steps of 2 images with 4 objects each, crops of 320 pixels (0.5" in text
+    assert "is not listed" not in text
+    ancestor["earlier"] = [earlier[0]] * MOST_EARLIER
+    assert "before that is not listed" in card(tmp_path, began_with=ancestor)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
