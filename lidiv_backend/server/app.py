@@ -19,7 +19,7 @@ from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.labelstudio.engine import Engine, EngineNotReadyError
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, parse
 from lidiv_backend.server.backend import Backend, build_backend
-from lidiv_backend.server.logs import name_request
+from lidiv_backend.server.logs import PROBES, name_request
 from lidiv_backend.server.metrics import CONTENT_TYPE
 from lidiv_backend.server.openapi import describe
 from lidiv_backend.server.page_routes import add_pages
@@ -40,8 +40,6 @@ from lidiv_backend.server.settings import RESERVED_THREADS, Settings
 _EXTENSION = "lidiv"
 _PLACES = "lidiv_places"
 _LIMIT = "lidiv_limit"
-# Asked for by whoever looks after the server, however much others ask.
-_PROBES = ("/health", "/ready", "/metrics")
 _RETRY_SECONDS = 5
 
 _routes = Blueprint("lidiv", __name__)
@@ -221,7 +219,7 @@ def _begin() -> None:
     g.request_id = secrets.token_hex(6)
     name_request(g.request_id)
     _backend().metrics.request_began()
-    is_probe = request.path in _PROBES and request.authorization is None
+    is_probe = request.path in PROBES and request.authorization is None
     # Label Studio tells once of what was accepted: an event that is refused is lost until the
     # worker looks, and many annotations can be submitted at once.
     is_event = request.path == "/webhook" and carries_webhook_secret(request, _backend().settings)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 from gunicorn.glogging import Logger
@@ -23,6 +24,8 @@ from sqlalchemy.exc import ArgumentError
 
 from lidiv_backend.server.settings import SECRETS, Settings
 
+#: Asked for by whoever looks after the server, every few seconds, however much others ask.
+PROBES = ("/health", "/ready", "/metrics")
 _HIDDEN = "***"
 #: Characters of a message, and of a traceback, that are kept.
 MAX_MESSAGE, MAX_TRACEBACK = 4_000, 20_000
@@ -186,7 +189,10 @@ class GunicornLog(Logger):
             handler.setFormatter(chosen)
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
-        """Log a request: neither its query nor its referrer, which may hold tokens."""
+        """Log a request: neither its query nor its referrer, which may hold tokens.
+
+        A probe that all is well with is left out: there is one every few seconds.
+        """
         if not self.cfg.accesslog:
             return
         headers = {name.lower(): value for name, value in resp.headers}
@@ -199,6 +205,8 @@ class GunicornLog(Logger):
             "bytes": getattr(resp, "sent", None),
             "milliseconds": round(request_time.total_seconds() * 1000),
         }
+        if fields["path"] in PROBES and fields["status"] == HTTPStatus.OK:
+            return
         message = "{client} {method} {path} {status}, {bytes} bytes, {milliseconds} ms"
         self.access_log.info("%s", message.format_map(fields), extra={"fields": fields})
 

@@ -133,6 +133,46 @@ def test_what_is_set_are_settings_that_the_server_and_the_worker_take(
             assert LearningSettings.from_environment().worker is False
 
 
+def test_replicas_can_be_applied_over_a_single_one() -> None:
+    """An API server refuses to change these once they are there."""
+    before, after = build(OVERLAYS / "single"), build(OVERLAYS / "replicas")
+    (old,), (new,) = (of_kind(found, "StatefulSet").values() for found in (before, after))
+    for field in ("podManagementPolicy", "selector", "serviceName", "volumeClaimTemplates"):
+        assert old["spec"].get(field) == new["spec"].get(field), field
+    for kind in ("PersistentVolumeClaim", "Deployment"):
+        stay, become = of_kind(before, kind), of_kind(after, kind)
+        for name in stay.keys() & become.keys():
+            for field in ("accessModes", "selector"):
+                assert stay[name]["spec"].get(field) == become[name]["spec"].get(field), name
+
+
+def test_every_claim_is_there(resources: list[Resource]) -> None:
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for pod in pods(resources).values()
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == of_kind(resources, "PersistentVolumeClaim").keys()
+
+
+def test_an_image_that_was_loaded_into_the_node_is_not_pulled(resources: list[Resource]) -> None:
+    for pod in pods(resources).values():
+        for container in pod["containers"]:
+            # Kubernetes pulls ":latest" always unless it is told otherwise.
+            latest = container["image"].endswith(":latest")
+            assert container.get("imagePullPolicy") == "IfNotPresent" or not latest
+
+
+def test_the_idle_server_is_the_server_without_its_probes() -> None:
+    patch = yaml.safe_load((OVERLAYS.parent / "idle.yaml").read_text())
+    (idle,) = patch["spec"]["template"]["spec"]["containers"]
+    (container,) = pods(build(OVERLAYS / "single"))["backend"]["containers"]
+    assert idle["name"] == container["name"]
+    probes = {field for field in container if field.endswith("Probe")}
+    assert {field for field, value in idle.items() if value is None} == probes
+
+
 def test_no_secret_is_written_into_a_file(resources: list[Resource]) -> None:
     assert not of_kind(resources, "Secret")
     for pod in pods(resources).values():
