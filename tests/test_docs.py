@@ -35,7 +35,9 @@ def of_lidiv() -> list[str]:
     found = set()
     for page in PAGES:
         for line in commands(page):
-            words = re.split(r"\s+#\s", line)[0]
+            words = re.split(r"\s+(?:#|<|>)\s", line)[0]
+            if words.startswith("kubectl "):  # what a pod is told, if anything
+                words = words.partition(" -- ")[2]
             match = re.search(r"(?:^|\s|bin/)lidiv ([a-z-]+\b.*)|-m lidiv_backend\.cli (.+)", words)
             if match and not words.startswith("docker build"):
                 found.add((match[1] or match[2]).strip())
