@@ -71,6 +71,12 @@ class TrainingConfig:
         its size, one image a step.
     zoom
         Least and largest factor by which an image is scaled before the crop.
+    close_ups
+        Probability that the crop is taken from within the object, if that is large enough, so that
+        it fills most of what is seen.
+    collages
+        Probability that the crop shows several images beside each other, each of them reduced, so
+        that objects are small.
     views
         Cut so many crops from each image once, as often as not mirrored, and show no others, so
         that what the frozen encoder sees in them can be kept; 0 cuts another for each example.
@@ -130,6 +136,8 @@ class TrainingConfig:
     targets: int = 1
     crop: int | None = None
     zoom: tuple[float, float] = (1.0, 1.0)
+    close_ups: float = 0.0
+    collages: float = 0.0
     views: int = 0
     grid: int = 1
     selection_grid: int = 1
@@ -191,6 +199,14 @@ class TrainingConfig:
             (self.crop is not None or self.images == 1, "without crop, images is 1"),
             (self.views >= 0, "views is not below 0"),
             (not self.views or self.crop is not None, "views need a crop"),
+            (
+                not self.close_ups + self.collages or (self.crop is not None and not self.views),
+                "close_ups and collages need a crop, and no views",
+            ),
+            (
+                0 <= self.close_ups <= 1 and 0 <= self.collages <= 1,
+                "close_ups and collages lie between 0 and 1",
+            ),
             (0 < low <= high, "zoom is two factors above 0, the smaller one first"),
             (self.rate > 0 and self.warmup >= 0 and self.decay >= 0, "rate is above 0"),
             (not self.frozen or self.selection is not None, "without a selection, frozen is false"),

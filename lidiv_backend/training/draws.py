@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
@@ -26,6 +27,12 @@ _LEAST_PIXELS = 40
 _VIEWS = 8498
 #: Padding beside an image that does not fill the crop.
 _GREY = 124
+#: A collage has from so many to so many images along each axis.
+_FEWEST_CELLS, _MOST_CELLS = 2, 4
+#: An image is at most so many times as large as it has to be to fill its cell of a collage.
+_CELL_ZOOM = 1.6
+#: A close-up's side is so many times the shorter side of the object's box, at least and at most.
+_CLOSE_UP = (0.4, 1.0)
 
 #: Image, objects and valid pixels, which are transformed together.
 _Bundle = tuple[tv_tensors.Image, tv_tensors.Mask, tv_tensors.Mask]
@@ -157,9 +164,14 @@ class Draws(Dataset[Draw]):
             bundle = self._limit(bundle)
             height, width = bundle[0].shape[-2:]
         else:
-            side = self.config.crop
-            height, width, top, left = self._place(aim, side, frame)
+            cells = self._count_cells(rng)
+            side = -(-self.config.crop // cells)
+            height, width, top, left = self._place(aim, side, frame, fill=cells > 1)
             bundle = _cut(bundle, height, width, top, left, side)
+            if cells > 1:
+                row, column = (side * int(place) for place in rng.integers(cells, size=2))
+                bundle = self._surround(bundle, row, column, cells, rng)
+                top, left = top - row, left - column
         flip = self.augment and frame.random() < 0.5
         if flip:
             bundle = _flip(bundle)
@@ -191,24 +203,82 @@ class Draws(Dataset[Draw]):
         factor = (limit / (height * width)) ** 0.5
         return _resize(bundle, max(1, int(height * factor)), max(1, int(width * factor)))
 
+    def _count_cells(self, rng: np.random.Generator) -> int:
+        """Draw how many images are shown along each axis."""
+        if not self.config.collages or rng.random() >= self.config.collages:
+            return 1
+        return int(rng.integers(_FEWEST_CELLS, _MOST_CELLS + 1))
+
     def _place(
-        self, target: NDArray[np.bool_], side: int, rng: np.random.Generator
+        self, target: NDArray[np.bool_], side: int, rng: np.random.Generator, *, fill: bool = False
     ) -> tuple[int, int, int, int]:
         """Draw a size for the image, and where in it to cut a square with most of the target.
 
         Returns height and width of the scaled image, and the square's top and left in it, which
-        are negative where the image does not fill the square.
+        are negative where the image does not fill the square; with ``fill`` it always does.
         """
         rows, columns = np.flatnonzero(target.any(1)), np.flatnonzero(target.any(0))
-        low, high = np.log(self.config.zoom)
-        factor = float(np.exp(rng.uniform(low, high)))
-        extent = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-        if extent * factor > side and rng.random() < 0.8:
-            factor = max(side / extent * rng.uniform(0.7, 1.0), self.config.zoom[0] * 0.5)
-        height, width = (max(8, round(length * factor)) for length in target.shape)
+        sides = (rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1)
+        if fill:
+            least = side / min(target.shape)
+            factor = least * rng.uniform(1.0, _CELL_ZOOM)
+            if max(sides) * factor > side:
+                factor = max(side / max(sides) * rng.uniform(0.7, 1.0), least)
+        else:
+            factor = self._draw_factor(sides, side, rng)
+        # Rounded up, or an image that should fill the square might fall short by a pixel.
+        whole = math.ceil if fill else round
+        height, width = (max(8, whole(length * factor)) for length in target.shape)
         top = _corner(rows[0] * factor, (rows[-1] + 1) * factor, height, side, rng)
         left = _corner(columns[0] * factor, (columns[-1] + 1) * factor, width, side, rng)
         return height, width, top, left
+
+    def _draw_factor(self, sides: tuple[int, int], side: int, rng: np.random.Generator) -> float:
+        """By how much the image is scaled for a square around an object of so many pixels."""
+        least, most = self.config.zoom
+        factor = float(np.exp(rng.uniform(np.log(least), np.log(most))))
+        if self.config.close_ups and rng.random() < self.config.close_ups:
+            close = side / (min(sides) * rng.uniform(*_CLOSE_UP))
+            if close <= most:  # else there is too little of it to look at so closely
+                return close
+        if max(sides) * factor > side and rng.random() < 0.8:
+            factor = max(side / max(sides) * rng.uniform(0.7, 1.0), least * 0.5)
+        return factor
+
+    def _surround(
+        self, bundle: _Bundle, row: int, column: int, cells: int, rng: np.random.Generator
+    ) -> _Bundle:
+        """Put an image into a collage, where the others have nothing of its objects."""
+        assert self.config.crop is not None  # noqa: S101
+        side = bundle[0].shape[-1]
+        extent = self.config.crop
+        picture = torch.empty(3, side * cells, side * cells, dtype=torch.uint8)
+        for at in range(cells * cells):
+            y, x = side * (at // cells), side * (at % cells)
+            part = bundle[0] if (y, x) == (row, column) else self._other(side, rng)
+            picture[:, y : y + side, x : x + side] = part
+        objects, valid = (
+            torch.full((len(masks), *picture.shape[1:]), around)
+            for masks, around in ((bundle[1], False), (bundle[2], True))
+        )
+        for whole, part in ((objects, bundle[1]), (valid, bundle[2])):
+            whole[:, row : row + side, column : column + side] = part
+        return (
+            tv_tensors.Image(picture[:, :extent, :extent]),
+            tv_tensors.Mask(objects[:, :extent, :extent]),
+            tv_tensors.Mask(valid[:, :extent, :extent]),
+        )
+
+    def _other(self, side: int, rng: np.random.Generator) -> Tensor:
+        """A square of any image."""
+        where = rng.random() * self._cumulative[-1]
+        rgb = self.images[int(np.searchsorted(self._cumulative, where, side="right"))].rgb
+        everywhere = np.ones(rgb.shape[:2], dtype=np.bool_)
+        height, width, top, left = self._place(everywhere, side, rng, fill=True)
+        picture = tv_tensors.Image(torch.tensor(rgb).permute(2, 0, 1))
+        empty = tv_tensors.Mask(torch.zeros(1, *rgb.shape[:2], dtype=torch.bool))
+        square: Tensor = _cut((picture, empty, empty), height, width, top, left, side)[0]
+        return square
 
     def _colour(self, bundle: _Bundle, rng: np.random.Generator) -> _Bundle:
         """Change the image's colours; the masks stay."""
