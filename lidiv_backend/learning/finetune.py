@@ -287,8 +287,10 @@ def tuning_config(
         averaging=0.97 if settings.steps >= 100 else 0.0,
         recorded=0.5,
         kinds={"instance": 1.0, **before.kinds},
-        # A lab's images are few: each example has its own picture.
+        # A lab's images are few: each example has its own picture, and objects in their own sizes.
         views=0,
+        close_ups=0.0,
+        collages=0.0,
         # Its logits were softened then, and g may have been the last to learn. f and g learn at
         # once: the time may be over before a second phase begins, and g is to know this f.
         soften=1.0,

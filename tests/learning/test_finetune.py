@@ -190,6 +190,13 @@ def test_logits_that_were_softened_once_are_not_softened_again() -> None:
     assert tuning_config(about, SETTINGS, length=50).soften == 1
 
 
+def test_sizes_that_the_images_of_a_lab_do_not_have_are_not_taught() -> None:
+    trained = dataclasses.replace(PRESETS["default"], close_ups=0.4, collages=0.25).to_json()
+    about = dataclasses.replace(tiny.description(name="default", pyramid=True), training=trained)
+    tuned = tuning_config(about, SETTINGS, length=50)
+    assert (tuned.close_ups, tuned.collages) == (0, 0)
+
+
 def test_f_and_g_learn_at_once_where_one_did_after_the_other() -> None:
     trained = dataclasses.replace(PRESETS["paper"], frozen=True).to_json()
     about = dataclasses.replace(tiny.description(name="paper"), training=trained)

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.records import AnnotatedImage, ObjectMask
@@ -40,6 +42,19 @@ def equal(first: Draw, second: Draw) -> bool:
         and torch.equal(first["masks"], second["masks"])
         and torch.equal(first["valid"], second["valid"])
     )
+
+
+class ClickedSet(PaintedSet):
+    """Each object was clicked once, at its centre."""
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        image = super().__getitem__(index)
+        objects = []
+        for item in image.objects:
+            rows, columns = np.nonzero(item.mask)
+            click = Click(x=float(columns.mean()), y=float(rows.mean()), positive=True)
+            objects.append(dataclasses.replace(item, clicks=(click,)))
+        return dataclasses.replace(image, objects=tuple(objects))
 
 
 class TestSeeding:
@@ -131,6 +146,60 @@ class TestGeometry:
         config = dataclasses.replace(CONFIG, crop=16, zoom=(1.0, 1.0), targets=1)
         source = draws(PaintedSet(count=1), config, augment=False)
         assert all(source[i]["masks"][0].float().mean() > 0.25 for i in range(30))
+
+    def test_close_ups_are_filled_by_the_object(self) -> None:
+        plain = dataclasses.replace(CONFIG, crop=24, zoom=(0.8, 2.6), targets=1)
+        close = dataclasses.replace(plain, close_ups=1.0)
+        # Of a rectangle that is larger than the crop along both axes there is nothing else to see.
+        source = draws(PaintedSet(count=1), close)
+        shares = [source[i]["masks"][0].float().mean().item() for i in range(60)]
+        usual = draws(PaintedSet(count=1), plain)
+        before = [usual[i]["masks"][0].float().mean().item() for i in range(60)]
+        assert np.median(shares) > 0.97
+        assert np.median(before) < 0.9
+
+    def test_no_close_up_of_an_object_that_is_too_small(self) -> None:
+        # At 1.5 times its size no object's shorter side comes near the crop's.
+        plain = dataclasses.replace(CONFIG, crop=144, zoom=(0.8, 1.5), targets=1)
+        close = dataclasses.replace(plain, close_ups=1.0)
+        source = draws(PaintedSet(count=2), close)
+        assert all(source[i]["masks"][0].float().mean() < 0.5 for i in range(30))
+
+    def test_a_collage_has_objects_of_other_images_that_are_not_meant(self) -> None:
+        config = dataclasses.replace(CONFIG, crop=144, collages=1.0, targets=1)
+        source = draws(PaintedSet(count=1), config)
+        counts = set()
+        for index in range(40):
+            draw = source[index]
+            assert draw["rgb"].shape == (3, 144, 144)
+            assert draw["masks"].shape == draw["valid"].shape == (1, 144, 144)
+            assert draw["valid"].all()  # the images fill it
+            mask = draw["masks"][0].numpy()
+            seen = painted(draw["rgb"].numpy())
+            # The mask is one of the painted objects, whole, and no other.
+            count, labels = cv2.connectedComponents(seen.astype(np.uint8))
+            sizes = np.bincount(labels.ravel())
+            objects = [k for k in range(1, count) if sizes[k] >= 20]
+            overlaps = [int((mask & (labels == k)).sum()) for k in objects]
+            touched = [k for k, both in zip(objects, overlaps, strict=True) if both > 0]
+            assert len(touched) == 1, index
+            own = labels == touched[0]
+            clear = _erode(own) | _erode(~own)
+            assert (mask == own)[clear].all(), index
+            counts.add(len(objects))
+        assert min(counts) <= 4  # 2 x 2 images
+        assert max(counts) > 9  # more than 3 x 3
+
+    def test_recorded_clicks_stay_on_their_object_in_a_collage(self) -> None:
+        config = dataclasses.replace(CONFIG, crop=144, collages=1.0, targets=1)
+        source = draws(ClickedSet(count=1), config)
+        kept = 0
+        for index in range(40):
+            draw = source[index]
+            for click in draw["clicks"][0]:
+                kept += 1
+                assert draw["masks"][0][round(click.y), round(click.x)], index
+        assert kept > 30
 
     def test_padding_counts_for_nothing(self) -> None:
         config = dataclasses.replace(CONFIG, crop=160, zoom=(1.0, 1.0))

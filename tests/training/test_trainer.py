@@ -688,6 +688,10 @@ class TestRefusals:
             ({"iterations": (1.0, -0.5)}, "iterations are shares"),
             ({"kinds": {"instance": 0.0}}, "kinds have shares"),
             ({"dos": 1.5}, "dos and merged lie between"),
+            ({"close_ups": 1.5}, "close_ups and collages lie between"),
+            ({"collages": -0.5}, "close_ups and collages lie between"),
+            ({"close_ups": 0.5, "crop": None}, "close_ups and collages need a crop"),
+            ({"collages": 0.5, "views": 1}, "close_ups and collages need a crop, and no views"),
             (
                 {"proposal": PYRAMID, "crop": 40},
                 "crop is a multiple of 16",
