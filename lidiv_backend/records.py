@@ -81,8 +81,32 @@ class ImageSet(Protocol):
     def __getitem__(self, index: int) -> AnnotatedImage: ...
 
 
+def choose_images(length: int, limit: int | None) -> list[int]:
+    """Choose at most `limit` images.
+
+    They are spread evenly, so that sorted categories all take part, and a smaller choice is part
+    of a larger one (van der Corput's sequence): what was done with a small limit is not lost.
+
+    Parameters
+    ----------
+    length
+        How many images there are.
+    limit
+        How many to choose; None for all.
+
+    Returns
+    -------
+    list of int
+        Indices in ascending order.
+    """
+    bits = max(length - 1, 1).bit_length()
+    # The bits of 0, 1, 2, ... in reverse order are fractions that fill [0, 1) evenly.
+    order = (int(f"{k:0{bits}b}"[::-1], 2) for k in range(1 << bits))
+    return sorted([index for index in order if index < length][:limit])
+
+
 def some_images(images: ImageSet, limit: int) -> Iterator[AnnotatedImage]:
-    """Read images that are spread evenly over a data set; those that cannot be used are left out.
+    """Read images as `choose_images` chooses them; those that cannot be used are left out.
 
     Parameters
     ----------
@@ -91,8 +115,7 @@ def some_images(images: ImageSet, limit: int) -> Iterator[AnnotatedImage]:
     limit
         At most so many are read.
     """
-    count = min(limit, len(images))
-    for index in np.linspace(0, len(images) - 1, count).round().astype(int).tolist():
+    for index in choose_images(len(images), limit):
         try:
             image = images[index]
         except DataError:

@@ -26,9 +26,8 @@ from lidiv_backend.evaluation.protocols import (
 )
 from lidiv_backend.evaluation.reference import TABLE_2, look_of
 from lidiv_backend.evaluation.results import Contents, Result
-from lidiv_backend.evaluation.runner import choose_images
 from lidiv_backend.predictor import Proposal
-from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask
+from lidiv_backend.records import AnnotatedImage, ImageSet, ObjectMask, choose_images
 
 _TRUTH_COLOUR = (40, 120, 255)
 _LONGEST_SIDE = 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,9 @@ class Interval:
     high: float
 
 
+_UNKNOWN = Interval(mean=math.nan, low=math.nan, high=math.nan)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSummary:
     """What it took to reach one IoU.
@@ -44,9 +48,10 @@ class TargetSummary:
     iou
         The target.
     clicks
-        Clicks needed, a target that was never reached counted as 20.
+        Clicks needed, a target that was never reached counted as 20; NaN where annotators were
+        content with less.
     failures
-        Share of runs that never reached it, in [0, 1].
+        Share of runs that never reached it, in [0, 1]; NaN likewise.
     actions
         Clicks and steps between proposals needed, counted the same; None if not measured.
     """
@@ -367,6 +372,7 @@ def summarise(results: Sequence[Result], *, maximum: int = MAX_CLICKS) -> Summar
     steps = [step for trace in traces for step in trace.steps]
     further = [worse for trace in traces for worse in _further_clicks(trace)]
     with_actions = all(trace.actions for trace in traces)
+    content = min(trace.stop_at for trace in traces)
 
     def interval(measure: Callable[[Trace], float]) -> Interval:
         return bootstrap_mean(table_of(results, measure))
@@ -380,7 +386,9 @@ def summarise(results: Sequence[Result], *, maximum: int = MAX_CLICKS) -> Summar
         objects=len({(r.key.image, r.key.object) for r in results}),
         seeds=len({r.key.seed for r in results}),
         targets=tuple(
-            TargetSummary(
+            TargetSummary(iou=iou, clicks=_UNKNOWN, failures=math.nan, actions=None)
+            if iou > content
+            else TargetSummary(
                 iou=iou,
                 clicks=interval(partial(number_of_clicks, iou=iou, maximum=maximum)),
                 failures=float(np.mean([clicks_to(trace, iou) is None for trace in traces])),

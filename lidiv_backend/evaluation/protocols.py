@@ -139,12 +139,15 @@ class Trace:
         Time to embed the image.
     actions
         The same object with steps between proposals; empty if that was not asked for.
+    stop_at
+        The annotator was content with this IoU.
     """
 
     clicks: tuple[Click, ...]
     steps: tuple[Step, ...]
     embed_seconds: float
     actions: tuple[Action, ...] = ()
+    stop_at: float = 0.95
 
 
 def intersection_over_union(
@@ -303,6 +306,7 @@ def run_object(
         steps=tuple(steps),
         embed_seconds=embed_seconds,
         actions=_run_actions(session, annotator, opening, settings) if settings.actions else (),
+        stop_at=settings.stop_at,
     )
 
 

@@ -340,12 +340,17 @@ def _clicks_table(compared: Sequence[Sequence[Summary]]) -> Table:
         for summaries in compared
         for iou in targets
     ]
-    best = [min(s.at(iou).clicks.mean for s in own.values()) for _, iou, own in columns]
+    best = [
+        min(
+            (s.at(iou).clicks.mean for s in own.values()), key=lambda mean: (math.isnan(mean), mean)
+        )
+        for _, iou, own in columns
+    ]
     rows = []
     for label in labels:
         cells = [Cell(text=title_of(label), notes=_sizes(compared, label))]
         for (data_set, iou, own), lowest in zip(columns, best, strict=True):
-            if label not in own:
+            if label not in own or math.isnan(own[label].at(iou).clicks.mean):
                 cells.append(Cell(text="-"))
                 continue
             target = own[label].at(iou)
@@ -359,7 +364,7 @@ def _clicks_table(compared: Sequence[Sequence[Summary]]) -> Table:
                 means = [
                     s[label].at(iou).clicks.mean for _, i, s in columns if i == iou and label in s
                 ]
-                complete = len(means) == len(compared)
+                complete = len(means) == len(compared) and not any(map(math.isnan, means))
                 cells.append(Cell(text=f"{sum(means) / len(means):.2f}" if complete else "-"))
         rows.append(tuple(cells))
     header = ["", *(f"{data_set} {100 * iou:.0f}%" for data_set, iou, _ in columns)]

@@ -12,7 +12,7 @@ from typing import IO, Any, Self
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError
-from lidiv_backend.evaluation.protocols import Action, Step, Trace
+from lidiv_backend.evaluation.protocols import Action, ProtocolSettings, Step, Trace
 
 #: Name of the file in a folder of results.
 FILE_NAME = "results.jsonl"
@@ -211,6 +211,8 @@ def _from_line(line: str) -> Entry:
             steps=tuple(Step(**step) for step in trace["steps"]),
             embed_seconds=trace["embed_seconds"],
             actions=tuple(Action(**action) for action in trace["actions"]),
+            # Earlier versions did not write it down.
+            stop_at=trace.get("stop_at", ProtocolSettings().stop_at),
         ),
         **parsed,
     )

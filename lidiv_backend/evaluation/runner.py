@@ -46,7 +46,7 @@ from lidiv_backend.evaluation.results import (
     SettingsEntry,
     read_results,
 )
-from lidiv_backend.records import ImageSet
+from lidiv_backend.records import ImageSet, choose_images
 
 log = logging.getLogger(__name__)
 
@@ -191,30 +191,6 @@ def _describe_method(spec: MethodSpec) -> MethodEntry:
         about=describe(method),
         machine=machine(),
     )
-
-
-def choose_images(length: int, limit: int | None) -> list[int]:
-    """Choose at most `limit` images.
-
-    They are spread evenly, so that sorted categories all take part, and a smaller choice is part
-    of a larger one (van der Corput's sequence): what was done with a small limit is not lost.
-
-    Parameters
-    ----------
-    length
-        How many images there are.
-    limit
-        How many to choose; None for all.
-
-    Returns
-    -------
-    list of int
-        Indices in ascending order.
-    """
-    bits = max(length - 1, 1).bit_length()
-    # The bits of 0, 1, 2, ... in reverse order are fractions that fill [0, 1) evenly.
-    order = (int(f"{k:0{bits}b}"[::-1], 2) for k in range(1 << bits))
-    return sorted([index for index in order if index < length][:limit])
 
 
 def measure(

@@ -41,6 +41,10 @@ def show_interval(interval: Interval, *, digits: int = 2) -> str:
     return f"{mean} ({low} to {high})"
 
 
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
 def render_markdown(summaries: Sequence[Summary], problems: Sequence[Problem]) -> str:
     """Write all summaries and what was left out.
 
@@ -80,9 +84,10 @@ def render_summary(summary: Summary) -> str:
         *(
             (
                 f"clicks to {100 * target.iou:.0f} % IoU",
-                f"{show_interval(target.clicks)}, failed {100 * target.failures:.1f} %",
+                f"{show_interval(target.clicks)}, failed {_percent(target.failures)}",
             )
             for target in summary.targets
+            if not math.isnan(target.clicks.mean)
         ),
         *(
             (f"actions to {100 * target.iou:.0f} % IoU", show_interval(target.actions))
@@ -120,7 +125,7 @@ def _clicks_table(group: Sequence[Summary]) -> str:
                 summary.method,
                 f"{summary.objects} x {summary.seeds}",
                 *(show_interval(summary.at(iou).clicks) for iou in TARGETS),
-                *(f"{100 * summary.at(iou).failures:.1f} %" for iou in TARGETS),
+                *(_percent(summary.at(iou).failures) for iou in TARGETS),
                 *(show_interval(entry) if entry is not None else "-" for entry in actions),
             ]
         )

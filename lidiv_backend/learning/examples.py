@@ -16,9 +16,8 @@ from lidiv_backend.clicks import Click
 from lidiv_backend.drawing import overlay
 from lidiv_backend.errors import LidivError
 from lidiv_backend.evaluation.protocols import Method, intersection_over_union
-from lidiv_backend.evaluation.runner import choose_images
 from lidiv_backend.learning.files import read_json, write_file, write_json
-from lidiv_backend.records import ImageSet, ObjectMask
+from lidiv_backend.records import ImageSet, ObjectMask, choose_images
 from lidiv_backend.training.simulation import centre_click
 
 _LOG = logging.getLogger(__name__)

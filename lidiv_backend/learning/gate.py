@@ -37,8 +37,8 @@ from lidiv_backend.evaluation.protocols import (
     ProtocolSettings,
 )
 from lidiv_backend.evaluation.results import Result
-from lidiv_backend.evaluation.runner import choose_images, measure
-from lidiv_backend.records import AnnotatedImage, ImageSet
+from lidiv_backend.evaluation.runner import measure
+from lidiv_backend.records import AnnotatedImage, ImageSet, choose_images
 
 #: IoU at which clicks are counted.
 TARGET = 0.85

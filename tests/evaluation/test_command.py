@@ -69,6 +69,14 @@ def test_a_card_and_a_page_name_the_command_that_measured_what_they_show(
     assert results["Clicks on other, protocol centre"]["command"].endswith(
         "--limit 1 --stop-at 0.9 --no-actions"
     )
+    # An annotator who is content with 90 % says nothing of 95 %.
+    table = page.read_text().split("| method | objects")[1].splitlines()
+    header = [cell.strip() for cell in table[0].split("|")]
+    row = [cell.strip() for cell in table[2].split("|")][-len(header) :]
+    told = dict(zip(header, row, strict=True))
+    assert told["clicks to 95 %"] == told["failed 95 %"] == "-"
+    assert told["failed 90 %"].endswith("%")
+    assert "95 %" not in results["Clicks on other, protocol centre"]["text"].split("\n", 2)[2]
     # The folder holds both.
     assert "## set, protocol" in (tmp_path / "out" / "summary.md").read_text()
     assert "## other, protocol" in page.read_text()

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -147,6 +148,17 @@ def test_summary() -> None:
     assert summary.first_mask_seconds.p95 == pytest.approx(1.1)
     assert summary.first_oracle.mean == pytest.approx(0.7)
     assert summarise([result(trace(0.5))]).at(0.85).actions is None
+
+
+def test_what_annotators_did_not_ask_for_is_not_said_to_have_failed() -> None:
+    run = dataclasses.replace(trace(0.5, 0.91, actions=(0.5, 0.91)), stop_at=0.9)
+    summary = summarise([result(run)])
+    assert summary.at(0.9).clicks.mean == 2
+    assert summary.at(0.9).failures == 0
+    beyond = summary.at(0.95)
+    assert math.isnan(beyond.clicks.mean)
+    assert math.isnan(beyond.failures)
+    assert beyond.actions is None
 
 
 def test_calibration_by_hand() -> None:

@@ -20,7 +20,7 @@ from lidiv_backend.evaluation.results import (
     ResultLog,
     read_results,
 )
-from lidiv_backend.evaluation.runner import Plan, choose_images, evaluate, settings_hash
+from lidiv_backend.evaluation.runner import Plan, evaluate, settings_hash
 from lidiv_backend.predictor import Proposal
 
 SOURCE = f"{__name__}:Threshold"
@@ -238,19 +238,6 @@ def test_typing_errors_are_answered_before_any_work(
     assert "alike" in fails(f"a={SOURCE},a={SOURCE}", f"folder:{folder}")
     assert "no known kind" in fails(f"a={SOURCE}", "unheard-of:/x")
     assert not (tmp_path / "never").exists()
-
-
-def test_chosen_images_are_spread_nested_and_distinct() -> None:
-    assert choose_images(160, 40) == list(range(0, 160, 4))
-    assert choose_images(5, None) == choose_images(5, 9) == [0, 1, 2, 3, 4]
-    assert choose_images(0, 3) == []
-    for length in (1, 7, 50, 161):
-        previous: set[int] = set()
-        for limit in range(length + 1):
-            chosen = choose_images(length, limit)
-            assert len(set(chosen)) == limit
-            assert previous <= set(chosen) <= set(range(length))
-            previous = set(chosen)
 
 
 def test_results_survive_writing_and_reading(folder: Path, tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from lidiv_backend.errors import DataError
-from lidiv_backend.evaluation.runner import choose_images
 from lidiv_backend.learning.examples import EXAMPLES, draw_examples, read_examples, read_picture
-from lidiv_backend.records import AnnotatedImage
+from lidiv_backend.records import AnnotatedImage, choose_images
 from tests import tiny
 from tests.fake_engine import FakeEngine
 
