@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop-at",
         type=float,
         default=0.95,
-        help="the annotator is content with this IoU; what lies above counts as never reached",
+        help="the annotator is content with this IoU; what lies above is not counted",
     )
     parser.add_argument(
         "--no-actions",
