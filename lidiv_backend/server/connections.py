@@ -48,6 +48,8 @@ def image_source(settings: Settings) -> ImageSource:
         limits=FetchLimits(
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_pixels,
+            # As usual, a quarter of it: who allows more has storage that is slow to answer at all.
+            read_seconds=settings.image_seconds / 4,
             total_seconds=settings.image_seconds,
         ),
         cache_bytes=settings.image_bytes,

@@ -22,7 +22,8 @@ variable                                what it says
 ``LIDIV_MAX_BODY_BYTES``                largest request
 ``LIDIV_MAX_IMAGE_BYTES``               largest image file
 ``LIDIV_MAX_PIXELS``                    largest image
-``LIDIV_IMAGE_SECONDS``                 how long fetching an image may take
+``LIDIV_IMAGE_SECONDS``                 how long fetching an image may take,
+                                        a quarter of it without receiving anything
 ``LIDIV_CACHE_BYTES``                   memory for what a process keeps of images and clicks so that
                                         the next click is fast; embeddings have most of it
 ``LIDIV_LOAD_SECONDS``                  how long a request waits for the model to be loaded
