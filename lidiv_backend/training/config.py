@@ -200,7 +200,7 @@ class TrainingConfig:
             (self.views >= 0, "views is not below 0"),
             (not self.views or self.crop is not None, "views need a crop"),
             (
-                not self.close_ups + self.collages or (self.crop is not None and not self.views),
+                self.close_ups == self.collages == 0 or (self.crop is not None and not self.views),
                 "close_ups and collages need a crop, and no views",
             ),
             (
@@ -268,6 +268,8 @@ PRESETS: dict[str, TrainingConfig] = {
         targets=3,
         crop=320,
         zoom=(0.9, 2.0),
+        close_ups=0.4,
+        collages=0.25,
         rate=1e-3,
         warmup=200,
         decay=0.01,

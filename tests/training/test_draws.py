@@ -22,7 +22,14 @@ from lidiv_backend.training.draws import Draw, Draws, count_masks
 from tests.tiny import PaintedSet
 
 CONFIG = dataclasses.replace(
-    PRESETS["default"], crop=48, targets=2, zoom=(0.6, 1.6), jitter=0.0, merged=0.0
+    PRESETS["default"],
+    crop=48,
+    targets=2,
+    zoom=(0.6, 1.6),
+    jitter=0.0,
+    merged=0.0,
+    close_ups=0.0,
+    collages=0.0,
 )
 
 
