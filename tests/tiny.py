@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,21 @@ from lidiv_backend.networks.proposal import ProposalConfig
 from lidiv_backend.networks.selection import SelectionConfig
 from lidiv_backend.predictor import CACHE_BYTES, EmbeddingCaches, Predictor, Proposal
 from lidiv_backend.records import AnnotatedImage, ObjectMask
+from lidiv_backend.training.config import PRESETS
 
 CPU = torch.device("cpu")
+
+#: Examples of `PaintedSet` as they are: crops alone, and nothing that is drawn besides.
+SMALL_CROPS = dataclasses.replace(
+    PRESETS["default"],
+    crop=48,
+    targets=2,
+    zoom=(0.6, 1.6),
+    jitter=0.0,
+    merged=0.0,
+    close_ups=0.0,
+    collages=0.0,
+)
 
 
 def description(

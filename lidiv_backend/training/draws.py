@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Protocol, TypedDict, runtime_checkable
 
@@ -159,7 +160,7 @@ class Draws(Dataset[Draw]):
             # The same picture whatever the seed and the object, so that its features can be kept.
             view = number * self.config.views + int(rng.integers(self.config.views))
             frame, aim = np.random.default_rng([_VIEWS, view]), np.ones_like(masks[0])
-        left = top = 0
+        left = top = row = column = 0
         if self.config.crop is None:
             bundle = self._limit(bundle)
             height, width = bundle[0].shape[-2:]
@@ -171,7 +172,6 @@ class Draws(Dataset[Draw]):
             if cells > 1:
                 row, column = (side * int(place) for place in rng.integers(cells, size=2))
                 bundle = self._surround(bundle, row, column, cells, rng)
-                top, left = top - row, left - column
         flip = self.augment and frame.random() < 0.5
         if flip:
             bundle = _flip(bundle)
@@ -180,17 +180,27 @@ class Draws(Dataset[Draw]):
         picture, objects, valid = bundle
         keep = self._present(objects, valid)
 
-        def moved(click: Click) -> Click:
+        # Of a collage, its image has one cell; the last ones are cut off where they do not fit.
+        extents = (picture.shape[-2] - row, picture.shape[-1] - column)
+        size = extents if self.config.crop is None else tuple(min(side, n) for n in extents)
+
+        def cut(click: Click) -> Click:
             x = (click.x + 0.5) * width / image.rgb.shape[1] - 0.5 - left
             y = (click.y + 0.5) * height / image.rgb.shape[0] - 0.5 - top
-            return Click(x=picture.shape[-1] - 1 - x if flip else x, y=y, positive=click.positive)
+            return replace(click, x=x, y=y)
 
-        size = (picture.shape[-2], picture.shape[-1])
+        def placed(click: Click) -> Click:
+            x, y = click.x + column, click.y + row
+            return replace(click, x=picture.shape[-1] - 1 - x if flip else x, y=y)
+
         return {
             "rgb": picture.as_subclass(Tensor),
             "masks": objects[keep].as_subclass(Tensor),
             "valid": valid[keep].as_subclass(Tensor),
-            "clicks": [_until_outside(map(moved, clicks[index]), size) for index in keep],
+            "clicks": [
+                [placed(click) for click in _until_outside(map(cut, clicks[index]), size)]
+                for index in keep
+            ],
             "view": view,
         }
 

@@ -13,27 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from lidiv_backend.clicks import Click
 from lidiv_backend.errors import DataError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.records import AnnotatedImage, ObjectMask
 from lidiv_backend.training.config import PRESETS, TrainingConfig
 from lidiv_backend.training.draws import Draw, Draws, count_masks
-from tests.tiny import PaintedSet
-
-CONFIG = dataclasses.replace(
-    PRESETS["default"],
-    crop=48,
-    targets=2,
-    zoom=(0.6, 1.6),
-    jitter=0.0,
-    merged=0.0,
-    close_ups=0.0,
-    collages=0.0,
-)
+from tests.tiny import SMALL_CROPS, PaintedSet
 
 
-def draws(images: PaintedSet, config: TrainingConfig = CONFIG, **options: bool) -> Draws:
+def draws(images: PaintedSet, config: TrainingConfig = SMALL_CROPS, **options: bool) -> Draws:
     return Draws(images, config, length=1000, **options)
 
 
@@ -51,21 +39,8 @@ def equal(first: Draw, second: Draw) -> bool:
     )
 
 
-class ClickedSet(PaintedSet):
-    """Each object was clicked once, at its centre."""
-
-    def __getitem__(self, index: int) -> AnnotatedImage:
-        image = super().__getitem__(index)
-        objects = []
-        for item in image.objects:
-            rows, columns = np.nonzero(item.mask)
-            click = Click(x=float(columns.mean()), y=float(rows.mean()), positive=True)
-            objects.append(dataclasses.replace(item, clicks=(click,)))
-        return dataclasses.replace(image, objects=tuple(objects))
-
-
 class TestSeeding:
-    config = dataclasses.replace(CONFIG, jitter=0.4, merged=0.3)
+    config = dataclasses.replace(SMALL_CROPS, jitter=0.4, merged=0.3)
 
     def test_an_example_depends_on_seed_and_number_alone(self) -> None:
         first = draws(PaintedSet(), self.config)
@@ -106,7 +81,7 @@ class TestGeometry:
     @pytest.mark.parametrize("augment", [False, True])
     @pytest.mark.parametrize(("objects", "crop"), [(1, 48), (2, 144)])
     def test_masks_line_up_with_the_image(self, augment: bool, objects: int, crop: int) -> None:
-        config = dataclasses.replace(CONFIG, crop=crop, targets=objects)
+        config = dataclasses.replace(SMALL_CROPS, crop=crop, targets=objects)
         source = draws(PaintedSet(count=objects), config, augment=augment)
         for index in range(30):
             draw = source[index]
@@ -126,7 +101,7 @@ class TestGeometry:
 
     @pytest.mark.parametrize("zoom", [0.53, 0.7, 0.9, 1.3, 1.7, 2.0])
     def test_no_zoom_shifts_masks_against_the_image(self, zoom: float) -> None:
-        config = dataclasses.replace(CONFIG, crop=160, zoom=(zoom, zoom), targets=1)
+        config = dataclasses.replace(SMALL_CROPS, crop=160, zoom=(zoom, zoom), targets=1)
         source = draws(PaintedSet(length=500, count=1), config, augment=False)
         shifts = []
         for index in range(50):
@@ -141,7 +116,7 @@ class TestGeometry:
         assert np.abs(np.mean(shifts, axis=0)).max() < 0.12
 
     def test_the_crop_holds_the_target(self) -> None:
-        config = dataclasses.replace(CONFIG, crop=64, zoom=(0.8, 1.0), targets=1)
+        config = dataclasses.replace(SMALL_CROPS, crop=64, zoom=(0.8, 1.0), targets=1)
         images = PaintedSet(count=2)
         areas = {round(item.mask.sum()) for i in range(len(images)) for item in images[i].objects}
         source = draws(images, dataclasses.replace(config, zoom=(1.0, 1.0)), augment=False)
@@ -150,12 +125,12 @@ class TestGeometry:
             assert int(source[index]["masks"][0].sum()) in areas
 
     def test_an_object_larger_than_the_crop_fills_much_of_it(self) -> None:
-        config = dataclasses.replace(CONFIG, crop=16, zoom=(1.0, 1.0), targets=1)
+        config = dataclasses.replace(SMALL_CROPS, crop=16, zoom=(1.0, 1.0), targets=1)
         source = draws(PaintedSet(count=1), config, augment=False)
         assert all(source[i]["masks"][0].float().mean() > 0.25 for i in range(30))
 
     def test_close_ups_are_filled_by_the_object(self) -> None:
-        plain = dataclasses.replace(CONFIG, crop=24, zoom=(0.8, 2.6), targets=1)
+        plain = dataclasses.replace(SMALL_CROPS, crop=24, zoom=(0.8, 2.6), targets=1)
         close = dataclasses.replace(plain, close_ups=1.0)
         # Of a rectangle that is larger than the crop along both axes there is nothing else to see.
         source = draws(PaintedSet(count=1), close)
@@ -167,13 +142,13 @@ class TestGeometry:
 
     def test_no_close_up_of_an_object_that_is_too_small(self) -> None:
         # At 1.5 times its size no object's shorter side comes near the crop's.
-        plain = dataclasses.replace(CONFIG, crop=144, zoom=(0.8, 1.5), targets=1)
+        plain = dataclasses.replace(SMALL_CROPS, crop=144, zoom=(0.8, 1.5), targets=1)
         close = dataclasses.replace(plain, close_ups=1.0)
         source = draws(PaintedSet(count=2), close)
         assert all(source[i]["masks"][0].float().mean() < 0.5 for i in range(30))
 
     def test_a_collage_has_objects_of_other_images_that_are_not_meant(self) -> None:
-        config = dataclasses.replace(CONFIG, crop=144, collages=1.0, targets=1)
+        config = dataclasses.replace(SMALL_CROPS, crop=144, collages=1.0, targets=1)
         source = draws(PaintedSet(count=1), config)
         counts = set()
         for index in range(40):
@@ -197,19 +172,8 @@ class TestGeometry:
         assert min(counts) <= 4  # 2 x 2 images
         assert max(counts) > 9  # more than 3 x 3
 
-    def test_recorded_clicks_stay_on_their_object_in_a_collage(self) -> None:
-        config = dataclasses.replace(CONFIG, crop=144, collages=1.0, targets=1)
-        source = draws(ClickedSet(count=1), config)
-        kept = 0
-        for index in range(40):
-            draw = source[index]
-            for click in draw["clicks"][0]:
-                kept += 1
-                assert draw["masks"][0][round(click.y), round(click.x)], index
-        assert kept > 30
-
     def test_padding_counts_for_nothing(self) -> None:
-        config = dataclasses.replace(CONFIG, crop=160, zoom=(1.0, 1.0))
+        config = dataclasses.replace(SMALL_CROPS, crop=160, zoom=(1.0, 1.0))
         source = draws(PaintedSet(), config)
         for index in range(10):
             draw = source[index]
@@ -234,7 +198,7 @@ class TestGeometry:
         assert 8 <= flipped <= 22
 
     def test_colours_change_the_image_only(self) -> None:
-        config = dataclasses.replace(CONFIG, jitter=0.5)
+        config = dataclasses.replace(SMALL_CROPS, jitter=0.5)
         plain, coloured = draws(PaintedSet()), draws(PaintedSet(), config)
         changed = 0
         for index in range(20):
@@ -245,7 +209,7 @@ class TestGeometry:
         assert changed > 5
 
     def test_without_a_crop_the_image_keeps_its_size(self) -> None:
-        config = dataclasses.replace(PRESETS["paper"], kinds=CONFIG.kinds)
+        config = dataclasses.replace(PRESETS["paper"], kinds=SMALL_CROPS.kinds)
         draw = draws(PaintedSet(), config, augment=False)[0]
         assert draw["rgb"].shape == (3, 60, 80)
         assert (painted(draw["rgb"].numpy()) >= draw["masks"][0].numpy()).all()
@@ -276,20 +240,20 @@ def _centre(weights: NDArray[np.float64], axis: int) -> float:
 class TestObjects:
     def test_targets_are_different_objects(self) -> None:
         for index in range(10):
-            first, second = draws(PaintedSet(), dataclasses.replace(CONFIG, crop=96))[index][
+            first, second = draws(PaintedSet(), dataclasses.replace(SMALL_CROPS, crop=96))[index][
                 "masks"
             ]
             assert not (first & second).any()
 
     def test_fewer_objects_are_repeated(self) -> None:
-        config = dataclasses.replace(CONFIG, targets=3)
+        config = dataclasses.replace(SMALL_CROPS, targets=3)
         masks = draws(PaintedSet(count=1), config)[0]["masks"]
         assert torch.equal(masks[0], masks[1])
         assert torch.equal(masks[0], masks[2])
 
     def test_kinds_that_are_not_asked_for_never_come(self) -> None:
         images = PaintedSet(kinds=("instance", "part"))
-        config = dataclasses.replace(CONFIG, kinds={"instance": 1.0}, targets=2, crop=96)
+        config = dataclasses.replace(SMALL_CROPS, kinds={"instance": 1.0}, targets=2, crop=96)
         for index in range(10):
             draw = draws(images, config, augment=False)[index]
             # Instances are painted with green 40, parts with 100.
@@ -300,7 +264,7 @@ class TestObjects:
     def test_kinds_come_as_often_as_they_are_asked_for(self) -> None:
         images = PaintedSet(kinds=("instance", "part"))
         config = dataclasses.replace(
-            CONFIG, kinds={"instance": 3.0, "part": 1.0}, targets=1, crop=96
+            SMALL_CROPS, kinds={"instance": 3.0, "part": 1.0}, targets=1, crop=96
         )
         source = draws(images, config, augment=False)
         parts = 0
@@ -311,7 +275,7 @@ class TestObjects:
         assert 30 <= parts <= 70  # 50 expected, 3 standard deviations are 18
 
     def test_two_objects_can_be_merged(self) -> None:
-        config = dataclasses.replace(CONFIG, merged=1.0, targets=1, crop=96)
+        config = dataclasses.replace(SMALL_CROPS, merged=1.0, targets=1, crop=96)
         draw = draws(PaintedSet(), config, augment=False)[0]
         seen = painted(draw["rgb"].numpy())
         assert np.mean(seen == draw["masks"][0].numpy()) > 0.97
@@ -326,7 +290,7 @@ class TestObjects:
                 objects = tuple(dataclasses.replace(o, ignore=ignore) for o in image.objects)
                 return dataclasses.replace(image, objects=objects)
 
-        config = dataclasses.replace(CONFIG, crop=96, zoom=(1.0, 1.0))
+        config = dataclasses.replace(SMALL_CROPS, crop=96, zoom=(1.0, 1.0))
         assert int(draws(WithIgnored(), config)[0]["valid"][0].sum()) == 60 * 80 // 2
 
 
@@ -385,7 +349,7 @@ class IndexedSet(PaintedSet):
 
 class TestIndexed:
     def test_images_come_as_often_as_their_kinds(self) -> None:
-        config = dataclasses.replace(CONFIG, kinds={"instance": 1.0, "part": 9.0})
+        config = dataclasses.replace(SMALL_CROPS, kinds={"instance": 1.0, "part": 9.0})
         images = IndexedSet()
         source = draws(images, config)
         for index in range(200):
@@ -397,14 +361,14 @@ class TestIndexed:
 
     def test_images_without_such_a_kind_are_never_read(self) -> None:
         images = IndexedSet()
-        source = draws(images, dataclasses.replace(CONFIG, kinds={"part": 1.0}))
+        source = draws(images, dataclasses.replace(SMALL_CROPS, kinds={"part": 1.0}))
         for index in range(10):
             source[index]
         assert set(images.read) == {3}
 
     def test_a_set_without_such_a_kind_is_refused(self) -> None:
         with pytest.raises(DataError, match="no mask of the kinds region"):
-            draws(IndexedSet(), dataclasses.replace(CONFIG, kinds={"region": 1.0}))
+            draws(IndexedSet(), dataclasses.replace(SMALL_CROPS, kinds={"region": 1.0}))
 
     def test_masks_are_counted_by_origin_and_kind(self) -> None:
         assert count_masks(IndexedSet()) == {"a instance": 12, "a part": 4, "b instance": 16}

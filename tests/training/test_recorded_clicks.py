@@ -8,20 +8,8 @@ import numpy as np
 
 from lidiv_backend.clicks import Click
 from lidiv_backend.records import AnnotatedImage
-from lidiv_backend.training.config import PRESETS
 from lidiv_backend.training.draws import Draws
-from tests.tiny import PaintedSet
-
-CONFIG = dataclasses.replace(
-    PRESETS["default"],
-    crop=48,
-    targets=2,
-    zoom=(0.6, 1.6),
-    jitter=0.0,
-    merged=0.0,
-    close_ups=0.0,
-    collages=0.0,
-)
+from tests.tiny import SMALL_CROPS, PaintedSet
 
 
 class ClickedSet(PaintedSet):
@@ -43,7 +31,7 @@ class ClickedSet(PaintedSet):
 
 
 def test_clicks_stay_on_their_objects() -> None:
-    draws = Draws(ClickedSet(), CONFIG, length=200)
+    draws = Draws(ClickedSet(), SMALL_CROPS, length=200)
     whole = 0
     for index in range(60):
         draw = draws[index]
@@ -64,17 +52,38 @@ def test_clicks_stay_on_their_objects() -> None:
 
 
 def test_clicks_behind_one_that_is_cut_off_are_left_out() -> None:
-    draws = Draws(ClickedSet(), dataclasses.replace(CONFIG, crop=16, zoom=(1.0, 1.0)), length=200)
+    draws = Draws(
+        ClickedSet(), dataclasses.replace(SMALL_CROPS, crop=16, zoom=(1.0, 1.0)), length=200
+    )
     counts = {len(clicks) for index in range(40) for clicks in draws[index]["clicks"]}
     assert counts <= {0, 1, 2, 3}
     assert counts & {0, 1, 2}
 
 
+def test_clicks_stay_on_their_objects_in_a_collage() -> None:
+    config = dataclasses.replace(SMALL_CROPS, crop=144, collages=1.0, targets=1, zoom=(1.0, 1.0))
+    draws = Draws(ClickedSet(count=1), config, length=200)
+    counts = []
+    for index in range(60):
+        draw = draws[index]
+        mask, clicks = draw["masks"][0].numpy(), draw["clicks"][0]
+        counts.append(len(clicks))
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        for click, tolerance in zip(clicks, (0.0, 1.1, 6.0), strict=False):
+            # In the object, at its corner, and beside it but not as far as in another image.
+            assert rows[0] - tolerance <= click.y <= rows[-1] + tolerance
+            assert columns[0] - tolerance <= click.x <= columns[-1] + tolerance
+        if len(clicks) == 3:
+            assert mask[round(clicks[0].y), round(clicks[0].x)]
+    assert counts.count(3) > 10
+    assert min(counts) < 3  # what is beyond the image's cell is cut off
+
+
 def test_two_objects_that_were_merged_have_no_clicks() -> None:
-    config = dataclasses.replace(CONFIG, merged=1.0, targets=1)
+    config = dataclasses.replace(SMALL_CROPS, merged=1.0, targets=1)
     draws = Draws(ClickedSet(), config, length=200)
     assert all(not draws[index]["clicks"][0] for index in range(20))
 
 
 def test_a_set_without_clicks_has_none() -> None:
-    assert Draws(PaintedSet(), CONFIG, length=5)[0]["clicks"] == [[], []]
+    assert Draws(PaintedSet(), SMALL_CROPS, length=5)[0]["clicks"] == [[], []]
