@@ -21,7 +21,7 @@ from lidiv_backend.evaluation.figures import (
     draw_series,
 )
 from lidiv_backend.evaluation.gallery import Gallery, Row, compared_methods, draw_rows
-from lidiv_backend.evaluation.measures import Interval, Summary, summarise
+from lidiv_backend.evaluation.measures import TARGETS, Interval, Summary, summarise
 from lidiv_backend.evaluation.protocols import MAX_CLICKS, ClickProtocol
 from lidiv_backend.evaluation.reference import (
     FIGURE_5,
@@ -333,12 +333,11 @@ def _main_blocks(results: Sequence[Result]) -> list[Block]:
 
 
 def _clicks_table(compared: Sequence[Sequence[Summary]]) -> Table:
-    targets = (0.85, 0.90, 0.95)
     labels = _ordered(s.method for summaries in compared for s in summaries)
     columns = [
         (summaries[0].data_set, iou, {s.method: s for s in summaries})
         for summaries in compared
-        for iou in targets
+        for iou in TARGETS
     ]
     best = [
         min(
@@ -360,7 +359,7 @@ def _clicks_table(compared: Sequence[Sequence[Summary]]) -> Table:
                 notes.append(f"paper {reported:.2f}")
             cells.append(_interval_cell(target.clicks, *notes, lowest=lowest))
         if len(compared) > 1:
-            for iou in targets[:2]:
+            for iou in TARGETS[:2]:
                 means = [
                     s[label].at(iou).clicks.mean for _, i, s in columns if i == iou and label in s
                 ]

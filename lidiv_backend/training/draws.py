@@ -119,8 +119,7 @@ class Draws(Dataset[Draw]):
         rng = np.random.default_rng([self.config.seed, index])
         reason = ""
         for _ in range(20):
-            where = rng.random() * self._cumulative[-1]
-            number = int(np.searchsorted(self._cumulative, where, side="right"))
+            number = self._choose_image(rng)
             try:
                 return self._draw(number, rng)
             except DataError as error:
@@ -130,6 +129,10 @@ class Draws(Dataset[Draw]):
             f"Twenty images of {self.images.name} in a row could not be used; the last: {reason}",
             remedy="Look at the data set, its kinds of masks and the size of its objects.",
         )
+
+    def _choose_image(self, rng: np.random.Generator) -> int:
+        where = rng.random() * self._cumulative[-1]
+        return int(np.searchsorted(self._cumulative, where, side="right"))
 
     def _draw(self, number: int, rng: np.random.Generator) -> Draw:
         image = self.images[number]
@@ -260,35 +263,32 @@ class Draws(Dataset[Draw]):
     ) -> _Bundle:
         """Put an image into a collage, where the others have nothing of its objects."""
         assert self.config.crop is not None  # noqa: S101
-        side = bundle[0].shape[-1]
-        extent = self.config.crop
+        side, extent = bundle[0].shape[-1], self.config.crop
         picture = torch.empty(3, side * cells, side * cells, dtype=torch.uint8)
-        for at in range(cells * cells):
-            y, x = side * (at // cells), side * (at % cells)
-            part = bundle[0] if (y, x) == (row, column) else self._other(side, rng)
-            picture[:, y : y + side, x : x + side] = part
-        objects, valid = (
-            torch.full((len(masks), *picture.shape[1:]), around)
-            for masks, around in ((bundle[1], False), (bundle[2], True))
+        for y in range(0, side * cells, side):
+            for x in range(0, side * cells, side):
+                part = bundle[0] if (y, x) == (row, column) else self._other(side, rng)
+                picture[:, y : y + side, x : x + side] = part
+        beyond = side * (cells - 1)
+        padding = [column, row, beyond - column, beyond - row]
+        image, objects, valid = (
+            v2.functional.crop(whole, 0, 0, extent, extent)
+            for whole in (
+                tv_tensors.Image(picture),
+                v2.functional.pad(bundle[1], padding, fill=0),
+                v2.functional.pad(bundle[2], padding, fill=1),
+            )
         )
-        for whole, part in ((objects, bundle[1]), (valid, bundle[2])):
-            whole[:, row : row + side, column : column + side] = part
-        return (
-            tv_tensors.Image(picture[:, :extent, :extent]),
-            tv_tensors.Mask(objects[:, :extent, :extent]),
-            tv_tensors.Mask(valid[:, :extent, :extent]),
-        )
+        return image, objects, valid
 
     def _other(self, side: int, rng: np.random.Generator) -> Tensor:
-        """A square of any image."""
-        where = rng.random() * self._cumulative[-1]
-        rgb = self.images[int(np.searchsorted(self._cumulative, where, side="right"))].rgb
+        """A square of any image, which fills it."""
+        rgb = self.images[self._choose_image(rng)].rgb
         everywhere = np.ones(rgb.shape[:2], dtype=np.bool_)
         height, width, top, left = self._place(everywhere, side, rng, fill=True)
-        picture = tv_tensors.Image(torch.tensor(rgb).permute(2, 0, 1))
-        empty = tv_tensors.Mask(torch.zeros(1, *rgb.shape[:2], dtype=torch.bool))
-        square: Tensor = _cut((picture, empty, empty), height, width, top, left, side)[0]
-        return square
+        picture = torch.tensor(rgb).permute(2, 0, 1)
+        scaled: Tensor = v2.functional.resize(picture, [height, width], antialias=True)
+        return scaled[:, top : top + side, left : left + side]
 
     def _colour(self, bundle: _Bundle, rng: np.random.Generator) -> _Bundle:
         """Change the image's colours; the masks stay."""
