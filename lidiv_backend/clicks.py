@@ -18,6 +18,8 @@ from lidiv_backend.errors import BadClickError
 
 #: Distances are truncated here (in pixels), Section 3 of the paper.
 TRUNCATION = 255.0
+#: So many distances are computed at a time.
+_TOGETHER = 2**22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,14 +130,15 @@ def _squared_distances(packed: Tensor, size: tuple[int, int], stride: float) -> 
     """(B, 2, H, W), pixels squared to the nearest click of each sign; infinite without one."""
     rows, columns = _grid(size, stride, packed)
     maps = packed.new_full((packed.shape[0], 2, *size), torch.inf)
-    # One click at a time: the (B, K, H, W) tensor of all distances is never held.
-    for click in packed.unbind(1):
-        x, y, sign = (part.view(-1, 1, 1) for part in click.unbind(1))
-        squared = (rows - y) ** 2 + (columns - x) ** 2
+    # Several clicks at a time, or a GPU would wait for its orders; but not so many that all of
+    # their distances, (B, K, H, W), take up the memory.
+    together = max(1, _TOGETHER // max(1, maps.numel()))
+    for clicks in torch.split(packed, together, 1):
+        x, y, sign = (part[..., None, None] for part in clicks.unbind(2))
+        across = (columns - x) ** 2
         for channel, wanted in enumerate((sign > 0, sign < 0)):
-            maps[:, channel] = torch.where(
-                wanted, torch.minimum(maps[:, channel], squared), maps[:, channel]
-            )
+            down = (rows - y.masked_fill(~wanted, torch.inf)) ** 2
+            maps[:, channel] = torch.minimum(maps[:, channel], (down + across).amin(1))
     return maps
 
 
