@@ -60,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", action="append", help="default, paper or a folder; repeatable")
     parser.add_argument("--device", action="append", help="cpu, cuda; all there are if not given")
     parser.add_argument("--precision", help="float32 or bfloat16; what the device does best if not")
+    parser.add_argument(
+        "--size",
+        action="append",
+        type=_size,
+        metavar="WIDTHxHEIGHT",
+        help="of the photos in pixels; repeatable; three usual ones if not given",
+    )
     parser.add_argument("--repeat", type=int, default=20, help="clicks for each size")
     parser.add_argument("--images", type=int, default=5, help="photos for each size")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -68,18 +75,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write it like 640x480")
+    return int(width), int(height)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run `lidiv benchmark`."""
+    sizes = args.size or _SIZES
     devices = args.device or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     presets = args.preset or ["default"]
     timings = []
-    with tqdm(total=len(devices) * len(presets) * len(_SIZES), desc="benchmark") as bar:
+    with tqdm(total=len(devices) * len(presets) * len(sizes), desc="benchmark") as bar:
         for device in devices:
             for preset in presets:
                 predictor = Predictor.from_pretrained(
                     preset, device=device, precision=args.precision, cache_bytes=0
                 )
-                for width, height in _SIZES:
+                for width, height in sizes:
                     timings.append(
                         measure(
                             predictor,
@@ -94,8 +109,9 @@ def run(args: argparse.Namespace) -> int:
     text = f"{machine()}:\n\n{as_markdown(timings)}"
     print(text)
     if args.insert:
-        words = " ".join(f"--preset {preset}" for preset in presets)
-        insert_measured(args.insert, "speed", text, command=f"lidiv benchmark {words}")
+        words = [f"--preset {preset}" for preset in presets]
+        words += [f"--size {width}x{height}" for width, height in args.size or ()]
+        insert_measured(args.insert, "speed", text, command=f"lidiv benchmark {' '.join(words)}")
     if args.json:
         args.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")
     return 0

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from lidiv_backend.clicks import pack_clicks
@@ -27,12 +26,12 @@ from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.networks.proposal import DosNetwork
 from lidiv_backend.records import ImageSet
-from lidiv_backend.training.batches import Batch
+from lidiv_backend.training.batches import Batch, load_draws
 from lidiv_backend.training.checkpoints import RunLog
 from lidiv_backend.training.draws import Draws, count_masks
 from lidiv_backend.training.simulation import dos_clicks
 from lidiv_backend.training.step import Outcome, TrainingStep, networks_to_train
-from lidiv_backend.training.stopping import StopSwitch, ignore_interrupts
+from lidiv_backend.training.stopping import StopSwitch
 
 _CHECKPOINT = "training.pt"
 _CHECKPOINT_EVERY = 100
@@ -227,16 +226,8 @@ class SideBySide:
         config = self.variants[0].config(self.budget)
         each = self.budget.images
         draws = Draws(self.images, config, length=(offset + steps) * each)
-        loader = DataLoader(
-            Subset(draws, range((offset + begin) * each, len(draws))),
-            batch_size=each,
-            num_workers=self.workers,
-            collate_fn=list,
-            multiprocessing_context="forkserver" if self.workers else None,
-            prefetch_factor=4 if self.workers else None,
-            worker_init_fn=ignore_interrupts,
-            generator=torch.Generator(),
-        )
+        wanted = range((offset + begin) * each, len(draws))
+        loader = load_draws(draws, wanted, images=each, workers=self.workers)
         bar = tqdm(total=steps, initial=begin, desc=phase, smoothing=0.05)
         with bar:
             for step, group in enumerate(loader if students else (), start=begin):

@@ -165,7 +165,9 @@ class PooledSelection(SelectionNetwork):
         facts = self._facts(prompt, masks)
         small = _average(masks, fine)
         smallest = _average(masks, coarse)
-        around = F.max_pool2d(small, 9, stride=1, padding=4) - small
+        # The largest of rows of nine and then of columns: the same as of squares, in less time.
+        rows = F.max_pool2d(small, (1, 9), stride=1, padding=(0, 4))
+        around = F.max_pool2d(rows, (9, 1), stride=1, padding=(4, 0)) - small
         around_coarse = F.max_pool2d(smallest, 3, stride=1, padding=1) - smallest
         described = torch.cat(
             [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from multiprocessing import get_context
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, Subset
 
-from lidiv_backend.training.draws import Draw
+from lidiv_backend.training.draws import Draw, Draws
+from lidiv_backend.training.stopping import ignore_interrupts
 
 
 class Batch:
@@ -51,3 +56,36 @@ class Batch:
         size = self.truth.shape[-2:]
         full = F.interpolate(masks.float(), size, mode="bilinear", align_corners=False)
         return (full > 0.5).cpu().numpy()
+
+
+def load_draws(draws: Draws, wanted: range, *, images: int, workers: int) -> Iterable[list[Draw]]:
+    """Read draws, so many images at a time.
+
+    Parameters
+    ----------
+    draws
+        Where they come from.
+    wanted
+        Which of them, in this order.
+    images
+        For each batch; the last one may have fewer.
+    workers
+        Processes that read; 0 for this one.
+    """
+    context = None
+    if workers:
+        context = get_context("forkserver")
+        # Otherwise each imports torch on its own, one after the other.
+        context.set_forkserver_preload([__name__])
+    loader: Iterable[list[Draw]] = DataLoader(
+        Subset(draws, wanted),
+        batch_size=images,
+        num_workers=workers,
+        collate_fn=list,
+        multiprocessing_context=context,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=ignore_interrupts,
+        # Its own: what is random in a run does not depend on how it is read.
+        generator=torch.Generator(),
+    )
+    return loader

@@ -353,12 +353,23 @@ def _spaced(
     allowed: Region, count: int, separation: float, rng: np.random.Generator
 ) -> NDArray[np.intp]:
     """Draw up to `count` pixels evenly from `allowed`, each pair at least `separation` apart."""
-    left = np.argwhere(allowed)
-    chosen: list[NDArray[np.intp]] = []
-    while len(chosen) < count and len(left):
-        pixel = left[rng.integers(len(left))]
-        chosen.append(pixel)
-        left = left[((left - pixel) ** 2).sum(axis=1) >= max(separation, 1.0) ** 2]
+    left = allowed.copy()
+    columns = left.shape[1]
+    least = max(separation, 1.0)
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < count:
+        places = np.flatnonzero(left)
+        if not len(places):
+            break
+        row, column = divmod(int(places[rng.integers(len(places))]), columns)
+        chosen.append((row, column))
+        # What is too near lies in this square.
+        rows, across = (
+            np.arange(max(0, int(middle - least)), min(length, int(middle + least) + 1))
+            for middle, length in ((row, left.shape[0]), (column, columns))
+        )
+        far = (rows[:, None] - row) ** 2 + (across - column) ** 2 >= least**2
+        left[rows[0] : rows[-1] + 1, across[0] : across[-1] + 1] &= far
     return np.array(chosen, dtype=np.intp).reshape(-1, 2)
 
 
@@ -399,7 +410,8 @@ def _sample_in_proportion(
     weights: NDArray[np.float32], truth: Region, rng: np.random.Generator
 ) -> Click | None:
     """Draw a pixel in proportion to its weight; None where all weights are 0."""
-    pixels = np.flatnonzero(weights)
+    # Of booleans NumPy finds them ten times as fast.
+    pixels = np.flatnonzero(weights != 0)
     if not len(pixels):
         return None
     cumulative = np.cumsum(weights.ravel()[pixels], dtype=np.float64)

@@ -20,7 +20,6 @@ from accelerate.utils import DataLoaderConfiguration
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from lidiv_backend.clicks import Click, pack_clicks
@@ -36,7 +35,7 @@ from lidiv_backend.networks.encoders import Encoder, build_encoder
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.networks.proposal import HypercolumnNetwork
 from lidiv_backend.records import ImageSet
-from lidiv_backend.training.batches import Batch
+from lidiv_backend.training.batches import Batch, load_draws
 from lidiv_backend.training.checkpoints import CheckpointFolder, CheckpointNote, RunLog
 from lidiv_backend.training.config import MOST_EARLIER, PRESETS, TrainingConfig
 from lidiv_backend.training.draws import Draw, Draws, count_masks
@@ -50,7 +49,7 @@ from lidiv_backend.training.simulation import (
     shared_click,
 )
 from lidiv_backend.training.step import Outcome, TrainingStep, networks_to_train
-from lidiv_backend.training.stopping import StopRequest, ignore_interrupts
+from lidiv_backend.training.stopping import StopRequest
 from lidiv_backend.training.validation import Look, validate
 
 _ESSENTIALS = (
@@ -473,19 +472,7 @@ class Trainer:
         draws = Draws(self.images, config, length=offset + config.steps * share)
         first = offset + self.progress.step * share + accelerator.process_index
         mine = range(first, len(draws), accelerator.num_processes)
-        return iter(
-            DataLoader(
-                Subset(draws, mine),
-                batch_size=config.images,
-                num_workers=self.options.workers,
-                collate_fn=list,
-                multiprocessing_context="forkserver" if self.options.workers else None,
-                prefetch_factor=4 if self.options.workers else None,
-                worker_init_fn=ignore_interrupts,
-                # Its own: what is random in a run does not depend on how it is read.
-                generator=torch.Generator(),
-            )
-        )
+        return iter(load_draws(draws, mine, images=config.images, workers=self.options.workers))
 
     def _one_step(self, step: TrainingStep, wrapped: nn.Module, draws: list[Draw]) -> Outcome:
         config = self.config

@@ -23,6 +23,7 @@ from lidiv_backend.networks.proposal import (
     HypercolumnNetwork,
     ProposalConfig,
     ProposalNetwork,
+    _attend,
     _on_grid,
     _Similarity,
     build_proposal_network,
@@ -362,6 +363,20 @@ class TestSimilarity:
         only_positive = similarity(described, pack_clicks([[Click(x=3, y=3)]]))
         assert (only_positive[:, 2:] == 0).all()
         assert (only_positive[:, :2] != 0).any()
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_attention_is_a_softmax_over_the_keys(kind: torch.dtype, learning: bool) -> None:
+    parts = torch.randn(3, 2, 4, 17, 8, generator=torch.Generator().manual_seed(3)).to(kind)
+    queries, keys, values = parts.double().unbind(0)
+    weights = torch.exp(torch.einsum("bhnc,bhmc->bhnm", queries, keys) / 8**0.5)
+    expected = torch.einsum("bhnm,bhmc->bhnc", weights / weights.sum(-1, keepdim=True), values)
+    with torch.set_grad_enabled(learning):
+        attended = _attend(*parts.unbind(0))
+    assert attended.dtype == kind
+    close = 1e-5 if kind == torch.float32 else 2e-2
+    torch.testing.assert_close(attended.double(), expected, rtol=close, atol=close)
 
 
 def test_padding_of_the_batch_changes_nothing() -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from lidiv_backend.errors import DataError
 from lidiv_backend.model import InferenceConfig
 from lidiv_backend.records import AnnotatedImage, ObjectMask
+from lidiv_backend.training.batches import load_draws
 from lidiv_backend.training.config import PRESETS, TrainingConfig
 from lidiv_backend.training.draws import Draw, Draws, count_masks
 from tests.tiny import SMALL_CROPS, PaintedSet
@@ -58,16 +58,11 @@ class TestSeeding:
 
     def test_a_worker_process_gives_the_same(self) -> None:
         here = draws(PaintedSet(), self.config)
-        loader = DataLoader(
-            Draws(PaintedSet(), self.config, length=8),
-            batch_size=2,
-            collate_fn=list,
-            num_workers=1,
-            multiprocessing_context="forkserver",
-        )
+        source = Draws(PaintedSet(), self.config, length=10)
+        loader = load_draws(source, range(1, 9), images=3, workers=2)
         there = [draw for batch in loader for draw in batch]
         assert len(there) == 8
-        assert all(equal(draw, here[i]) for i, draw in enumerate(there))
+        assert all(equal(draw, here[i]) for i, draw in enumerate(there, start=1))
 
     def test_the_global_generator_is_left_alone(self) -> None:
         torch.manual_seed(3)
