@@ -361,6 +361,21 @@ class Predictor:
         selection = self.model.selection
         return selection is not None and selection.expects_iou
 
+    def warm_up(self) -> None:
+        """Do once what the first image and the first clicks would wait for; nothing is kept.
+
+        Programs of a GPU are loaded when they are first needed, which takes seconds.
+        """
+        size = input_size(
+            480, 640, self.model.description.inference, multiple=self.model.proposal.multiple
+        )
+        grey = np.full((*size, 3), 128, dtype=np.uint8)
+        image = self._embed("", grey, height=size[0], width=size[1])
+        clicks = [Click(x=size[1] / 2, y=size[0] / 2)]
+        logits, _ = self._propose(image, clicks, None)
+        if self._uses_previous:
+            self._propose(image, clicks, logits[None, :1].sigmoid().to(self.device))
+
     def embed(self, rgb: NDArray[np.uint8]) -> ImageEmbedding:
         """Compute everything that no click changes, once for an image.
 

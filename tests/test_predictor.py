@@ -20,7 +20,7 @@ from lidiv_backend.ahead import points_beside
 from lidiv_backend.clicks import Click, pack_clicks
 from lidiv_backend.devices import choose_device
 from lidiv_backend.errors import BadClickError, BadImageError, BadRequestError
-from lidiv_backend.model import InferenceConfig
+from lidiv_backend.model import InferenceConfig, ModelDescription
 from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.predictor import (
     LOOKED_AHEAD,
@@ -584,6 +584,26 @@ class TestDevices:
 
     def test_the_cpu_is_always_there(self) -> None:
         assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        tiny.description(heads=3),
+        tiny.description(heads=3, ranked=True),
+        tiny.description(pyramid=True, previous=True, inference=SMALL),
+    ],
+    ids=["paper", "ranked", "default"],
+)
+def test_warming_up_changes_no_answer(description: ModelDescription) -> None:
+    image = np.random.default_rng(4).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    cold, warm = tiny.predictor(description), tiny.predictor(description)
+    passes = counted(warm)
+    warm.warm_up()
+    assert len(passes) == 1 + description.proposal.prompt.previous
+    assert warm.find("") is None
+    told = [predictor.predict(predictor.embed(image), CLICKS) for predictor in (cold, warm)]
+    assert same(*told)
 
 
 def test_networks_stay_as_they_were(default: Predictor) -> None:

@@ -83,6 +83,9 @@ class PromotedModel:
         return self._predictor(BASE)
 
     def _predictor(self, version: str) -> Engine:
-        return Predictor.from_pretrained(
+        predictor = Predictor.from_pretrained(
             self._registry.source(version), device=self._device, caches=self._caches
         )
+        # Here nobody waits for it: it is loaded in the background.
+        predictor.warm_up()
+        return predictor

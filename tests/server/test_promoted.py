@@ -9,6 +9,7 @@ import pytest
 from lidiv_backend.errors import WeightsError
 from lidiv_backend.learning.registry import SHARED, ModelRegistry
 from lidiv_backend.model import load_model, save_model
+from lidiv_backend.predictor import Predictor
 from lidiv_backend.server.engines import LOOK_SECONDS, RETRY_SECONDS, EngineRegistry
 from lidiv_backend.server.promoted import PromotedModel
 from tests import tiny
@@ -152,6 +153,14 @@ def test_it_loads_what_the_pointer_names(models: ModelRegistry, tmp_path: Path) 
     models.promote(SHARED, version)
     assert promoted.stamp() != before
     assert promoted.load().version == version
+
+
+def test_it_is_warm_when_it_is_put_in_use(
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed = []
+    monkeypatch.setattr(Predictor, "warm_up", lambda predictor: warmed.append(predictor.version))
+    assert warmed == [PromotedModel(models, SHARED, device="cpu").load().version]
 
 
 def test_a_damaged_version_leaves_the_preset(models: ModelRegistry, tmp_path: Path) -> None:
