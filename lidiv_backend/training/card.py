@@ -129,6 +129,40 @@ def _stage(stage: Mapping[str, Any]) -> str:
     )
 
 
+def _trend(training: Mapping[str, Any]) -> str:
+    """Whether the loss was still falling; empty where that was not recorded."""
+    course = training.get("course", ())
+    if len(course) < 4:
+        return ""
+    before, after = course[-4]["loss"], course[-1]["loss"]
+    if after >= before:
+        return "In the last three tenths of its steps the loss did not fall any more."
+    return f"In the last three tenths of its steps the loss fell by {1 - after / before:.1%}."
+
+
+def _course(training: Mapping[str, Any]) -> list[str]:
+    course = training.get("course", ())
+    if not course:
+        return []
+    lines = ["", f"{_trend(training)} Means of up to 200 steps before:".lstrip(), ""]
+    lines += [
+        "| step | loss | IoU of the best mask | IoU of the selected mask |",
+        "|---|---|---|---|",
+    ]
+    return lines + [
+        f"| {row['step']:,} | {row['loss']:.3f} | {row['best']:.3f} | {row['selected']:.3f} |"
+        for row in course
+    ]
+
+
+def _settings(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card does not say above, also of the training before."""
+    kept = {key: value for key, value in training.items() if key not in ("data_masks", "course")}
+    if ancestor := kept.get("began_with"):
+        kept["began_with"] = {**ancestor, "training": _settings(ancestor["training"])}
+    return kept
+
+
 def _training(description: ModelDescription) -> list[str]:
     training = description.training
     lines = ["## How it was trained", ""]
@@ -154,10 +188,11 @@ def _training(description: ModelDescription) -> list[str]:
         lines[-1] += " g alone was trained; f is that of the weights it began with."
     if training["device"] == "cpu":
         lines += ["", "Only a CPU did the training; `lidiv train --begin-with` goes on from here."]
+    lines += _course(training)
     ancestor = training.get("began_with")
     if ancestor:
         before = {"version": ancestor["version"], **ancestor["training"]}
-        lines += ["", f"It began with {_stage(before)}"]
+        lines += ["", f"It began with {_stage(before)} {_trend(before)}".rstrip()]
         earlier = ancestor.get("earlier", ())
         lines += [f"Before that, {_stage(stage)}" for stage in earlier]
         if len(earlier) >= MOST_EARLIER:
@@ -176,11 +211,7 @@ def _training(description: ModelDescription) -> list[str]:
             f"| {name} | {count:,} | {_SETS.get(name.partition(' ')[0], 'see its owner')} |"
             for name, count in sorted(sets.items())
         ]
-    settings = json.dumps(
-        {key: value for key, value in training.items() if key != "data_masks"},
-        indent=1,
-        sort_keys=True,
-    )
+    settings = json.dumps(_settings(training), indent=1, sort_keys=True)
     fold = ["<details><summary>All settings</summary>", "", "```json", settings, "```", ""]
     return [*lines, "", *fold, "</details>", ""]
 

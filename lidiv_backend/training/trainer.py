@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -697,7 +697,9 @@ class Trainer:
             }
         if self._ancestor is not None:
             training["began_with"] = self._ancestor
-        validations = [row["validation"] for row in self._log.rows() if "validation" in row]
+        rows = self._log.rows()
+        training["course"] = course_of(rows, phase=self.phases[self.progress.phase])
+        validations = [row["validation"] for row in rows if "validation" in row]
         if validations:
             training["validation"] = validations[-1]
         return ModelDescription(
@@ -714,6 +716,30 @@ def _stage(ancestor: dict[str, Any]) -> dict[str, Any]:
     training = ancestor["training"]
     known = {name: training[name] for name in _ESSENTIALS if name in training}
     return {"version": ancestor["version"], **known}
+
+
+def course_of(rows: Sequence[Mapping[str, Any]], *, phase: str) -> list[dict[str, float]]:
+    """How a phase went, ten times from its beginning to its end.
+
+    Parameters
+    ----------
+    rows
+        Of the run's log.
+    phase
+        ``f``, ``g`` or ``joint``.
+
+    Returns
+    -------
+    list of dict
+        ``step``, and over up to 200 steps before it the mean ``loss``, and IoU of the ``best`` and
+        of the ``selected`` mask.
+    """
+    logged = [row for row in rows if row["phase"] == phase and "loss" in row]
+    places = sorted({max(0, round(tenth * len(logged) / 10) - 1) for tenth in range(1, 11)})
+    return [
+        {key: round(logged[place][key], 4) for key in ("step", "loss", "best", "selected")}
+        for place in (places if logged else ())
+    ]
 
 
 def _flat(masks: Tensor) -> float:

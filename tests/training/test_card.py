@@ -82,6 +82,24 @@ def test_says_what_came_before(tmp_path: Path) -> None:
     assert "before that is not listed" in card(tmp_path, began_with=ancestor)
 
 
+@pytest.mark.parametrize(
+    ("last", "told"), [(1.8, "the loss fell by 10.0%."), (2.1, "the loss did not fall any more.")]
+)
+def test_says_whether_the_loss_was_still_falling(tmp_path: Path, last: float, told: str) -> None:
+    losses = [3.0, 2.0, 1.9, 1.85, last]
+    course = [
+        {"step": 500 * n, "loss": loss, "best": 0.8125, "selected": 0.75}
+        for n, loss in enumerate(losses, start=1)
+    ]
+    earlier = {**TRAINING, "course": [*course[:-1], {**course[-1], "loss": 1.0}], "phase": "f"}
+    before = {"version": "paper-0", "training": earlier}
+    text = card(tmp_path, course=course, began_with=before)
+    assert told in text
+    assert f"| 2,500 | {last:.3f} | 0.812 | 0.750 |" in text
+    line = next(line for line in text.splitlines() if line.startswith("It began with `paper-0`"))
+    assert line.endswith("the loss fell by 50.0%.")
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_a_gpu_did_is_not_blamed_on_a_cpu(tmp_path: Path, device: str) -> None:
     assert ("Only a CPU" in card(tmp_path, device=device)) == (device == "cpu")

@@ -561,6 +561,25 @@ class TestRecords:
         for best, selected in last.values():
             assert 0 <= selected <= best <= 1
 
+    def test_model_json_says_how_the_last_phase_went(
+        self, train: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        train(dataclasses.replace(PAPER, steps=20), log_every=1)
+        logged = {row["step"]: row for row in rows(tmp_path / "run") if row["phase"] == "g"}
+        course = read_description(tmp_path / "run" / "weights").training["course"]
+        assert [row["step"] for row in course] == list(range(2, 21, 2))
+        for row in course:
+            assert row == {key: round(logged[row["step"]][key], 4) for key in row}
+            assert set(row) == {"step", "loss", "best", "selected"}
+
+    def test_a_short_run_has_a_short_course(
+        self, train: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        for steps, told in ((9, []), (30, [10, 20, 30])):
+            train(dataclasses.replace(PAPER, selection=None, steps=steps), str(steps), log_every=10)
+            course = read_description(tmp_path / str(steps) / "weights").training["course"]
+            assert [row["step"] for row in course] == told
+
     def test_a_person_can_look_at_examples(
         self, train: Callable[..., Trainer], tmp_path: Path
     ) -> None:
