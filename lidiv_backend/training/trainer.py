@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -68,8 +66,6 @@ _ESSENTIALS = (
 _FLAT = 1e-4
 #: Gradients are scaled down to this norm.
 _LARGEST_GRADIENT = 5.0
-#: Threads that place clicks, at most.
-_CLICKERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +186,6 @@ class Trainer:
         self._saved = CheckpointFolder(options.folder)
         self._masks = count_masks(images)
         self._ancestor: dict[str, Any] | None = None
-        # A GPU would wait for the clicks; OpenCV and NumPy let others run meanwhile.
-        mine = (os.cpu_count() or 1) // self.accelerator.num_processes
-        self._clickers = ThreadPoolExecutor(max(1, min(mine, _CLICKERS)), "clicks")
-        if self.device.type == "cuda" and config.crop is not None:
-            # All steps are of one size: it pays to look for the fastest convolutions.
-            torch.backends.cudnn.benchmark = True
 
     def _open_features(self) -> FeatureStore | None:
         """Where features are kept, if they can be used again."""
@@ -480,12 +470,9 @@ class Trainer:
         rng = np.random.default_rng([config.seed, 1, number, self.accelerator.process_index])
         batch = Batch(draws, self.device)
         features = self._features(batch)
-        # Each example draws on its own: what it draws does not depend on the others' threads.
-        streams = rng.spawn(len(batch))
-        beginnings = self._clickers.map(
-            partial(self._first_clicks, batch, streams), range(len(draws))
-        )
-        clicks = [list(of_one) for of_image in beginnings for of_one in of_image]
+        clicks: list[list[Click]] = []
+        for index in range(len(batch)):
+            clicks.append(self._first_clicks(batch, index, clicks, rng))
         probabilities = np.array(config.iterations)
         further = int(rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
         previous: Tensor | None = None
@@ -499,12 +486,12 @@ class Trainer:
             if rng.random() < 0.5:
                 # Callers of the predictor may hand in the mask as it was shown, without its doubts.
                 previous = (previous > 0.5).float()
-            found = self._clickers.map(
-                next_training_click, batch.objects, seen, clicks, streams, batch.ignored
-            )
-            for made, click in zip(clicks, found, strict=True):
+            for index, wanted in enumerate(batch.objects):
+                click = next_training_click(
+                    wanted, seen[index], clicks[index], rng, ignore=batch.ignored[index]
+                )
                 if click is not None:
-                    made.append(click)
+                    clicks[index].append(click)
         return self._forward(wrapped, batch, features, clicks, previous)
 
     def _features(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -543,32 +530,17 @@ class Trainer:
         return Prompt(clicks=pack_clicks(clicks).to(self.device), previous=previous)
 
     def _first_clicks(
-        self, batch: Batch, streams: Sequence[np.random.Generator], image: int
-    ) -> list[list[Click]]:
-        """What the examples of an image begin with."""
-        clicks: list[list[Click]] = []
-        members = [index for index, owner in enumerate(batch.owner_of) if owner == image]
-        for index in members:
-            others = [batch.objects[other] for other in members if other != index]
-            firsts = [made[0] for made in clicks]
-            clicks.append(self._begin_example(batch, index, firsts, others, streams[index]))
-        return clicks
-
-    def _begin_example(
-        self,
-        batch: Batch,
-        index: int,
-        firsts: Sequence[Click],
-        others: Sequence[NDArray[np.bool_]],
-        rng: np.random.Generator,
+        self, batch: Batch, index: int, before: list[list[Click]], rng: np.random.Generator
     ) -> list[Click]:
-        """What an example begins with.
-
-        ``others`` are the other objects of its image, ``firsts`` the first clicks on those of them
-        that come before it.
-        """
+        """What an example begins with; ``before`` are the clicks of the examples before it."""
         wanted, ignored = batch.objects[index], batch.ignored[index]
+        beside = [
+            other
+            for other in range(len(batch))
+            if batch.owner_of[other] == batch.owner_of[index] and other != index
+        ]
         if self.config.shared and rng.random() < self.config.shared:
+            firsts = [before[other][0] for other in beside if other < index]
             click = shared_click(wanted, firsts, rng)
             if click is not None:
                 return [click]
@@ -576,6 +548,7 @@ class Trainer:
         if recorded and rng.random() < self.config.recorded:
             return recorded[: int(rng.integers(1, len(recorded) + 1))]
         if rng.random() < self.config.dos:
+            others = [batch.objects[other] for other in beside]
             return dos_clicks(
                 wanted, others, rng, ignore=ignored, protocol=self.config.dos_protocol
             )
