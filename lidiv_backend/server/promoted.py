@@ -86,6 +86,6 @@ class PromotedModel:
         predictor = Predictor.from_pretrained(
             self._registry.source(version), device=self._device, caches=self._caches
         )
-        # Here nobody waits for it: it is loaded in the background.
+        # Whoever waits for the model would otherwise wait for the same at the first click.
         predictor.warm_up()
         return predictor

@@ -134,10 +134,11 @@ def _trend(training: Mapping[str, Any]) -> str:
     course = training.get("course", ())
     if len(course) < 4:
         return ""
-    before, after = course[-4]["loss"], course[-1]["loss"]
-    if after >= before:
-        return "In the last three tenths of its steps the loss did not fall any more."
-    return f"In the last three tenths of its steps the loss fell by {1 - after / before:.1%}."
+    # Of ten points: over the last three tenths.
+    begin, end = course[-4], course[-1]
+    fall = 1 - end["loss"] / begin["loss"]
+    fell = f"fell by {fall:.1%}" if fall > 0 else "did not fall any more"
+    return f"From step {begin['step']:,} on the loss {fell}."
 
 
 def _course(training: Mapping[str, Any]) -> list[str]:

@@ -708,10 +708,10 @@ def course_of(rows: Sequence[Mapping[str, Any]], *, phase: str) -> list[dict[str
         of the ``selected`` mask.
     """
     logged = [row for row in rows if row["phase"] == phase and "loss" in row]
-    places = sorted({max(0, round(tenth * len(logged) / 10) - 1) for tenth in range(1, 11)})
+    ends = sorted({round(tenth * len(logged) / 10) for tenth in range(1, 11)} - {0})
     return [
-        {key: round(logged[place][key], 4) for key in ("step", "loss", "best", "selected")}
-        for place in (places if logged else ())
+        {key: round(logged[end - 1][key], 4) for key in ("step", "loss", "best", "selected")}
+        for end in ends
     ]
 
 

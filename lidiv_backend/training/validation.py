@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lidiv_backend.clicks import Click
-from lidiv_backend.training.batches import Batch
+from lidiv_backend.training.batches import Batch, load_draws
 from lidiv_backend.training.draws import Draws
 from lidiv_backend.training.pictures import Example
 from lidiv_backend.training.simulation import centre_click
@@ -79,9 +78,7 @@ def validate(
     #: By image and number of clicks.
     kept: dict[tuple[int, int], Example] = {}
     done = 0
-    # A generator of its own: the loader would otherwise draw from the one that training uses.
-    loader = DataLoader(draws, batch_size, collate_fn=list, generator=torch.Generator())
-    for group in loader:
+    for group in load_draws(draws, range(len(draws)), images=batch_size, workers=0):
         batch = Batch(group, device)
         look = prepare(batch)
         clicks: list[list[Click]] = [[] for _ in batch.objects]
