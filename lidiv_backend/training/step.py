@@ -95,6 +95,15 @@ def networks_to_train(
     return proposal, selection
 
 
+def _of_examples(maps: Tensor, owner: Tensor) -> Tensor:
+    """(B, C, h, w) from the (I, C, h, w) of images, with the channels last in memory.
+
+    Without the permutations the gradient has them first, and what is before this in f is several
+    times as slow backwards.
+    """
+    return maps.permute(0, 2, 3, 1)[owner].permute(0, 3, 1, 2)
+
+
 def proposal_objective(
     truth: Tensor, logits: Tensor, clicked: Tensor, valid: Tensor, config: LossConfig
 ) -> Tensor:
@@ -194,7 +203,8 @@ class TrainingStep(nn.Module):
     ) -> Decoded:
         with torch.set_grad_enabled(self.train_proposal and torch.is_grad_enabled()):
             projected = self.proposal.project(rgb, features)
-            decoded: Decoded = self.proposal([part[owner] for part in projected], prompt)
+            examples = [_of_examples(part, owner) for part in projected]
+            decoded: Decoded = self.proposal(examples, prompt)
         return decoded
 
     @torch.no_grad()

@@ -120,6 +120,28 @@ class TestTable1:
         assert lit.sum() == 513**2
         assert lit[265 - 256 : 265 + 257, 265 - 256 : 265 + 257].all()
 
+    @pytest.mark.parametrize("size", [(128, 128), (140, 33), (1, 300)])
+    def test_taps_far_apart_are_those_of_an_ordinary_dilated_convolution(
+        self, size: tuple[int, int]
+    ) -> None:
+        """Whatever the order in memory: the same values, and the same gradients."""
+        torch.manual_seed(3)
+        body = ContextAggregation(3, 2, width=4).double()
+        for parameter in body.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        ours = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+        plain = ours.detach().clone().requires_grad_()
+        out = body(ours)
+        expected = plain
+        for layer in body:
+            expected = layer(expected)
+        torch.testing.assert_close(out, expected)
+
+        towards = torch.randn_like(expected)
+        wanted = torch.autograd.grad(expected, [plain, *body.parameters()], towards)
+        given = torch.autograd.grad(out, [ours, *body.parameters()], towards)
+        torch.testing.assert_close(given, wanted)
+
     @pytest.mark.parametrize("preset", sorted(PRESETS))
     def test_f_and_g_have_less_than_a_million_parameters(self, preset: str) -> None:
         config = PRESETS[preset]
