@@ -96,15 +96,52 @@ def pack_clicks(
     return packed
 
 
-def _grid(size: tuple[int, int], stride: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres of the cells of a strided grid, in pixels of the unstrided one."""
-    height, width = size
-    rows = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) * stride - 0.5
-    columns = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) * stride - 0.5
-    return rows.view(1, height, 1), columns.view(1, 1, width)
+def squared_distances(packed: Tensor, size: tuple[int, int], *, stride: float = 1.0) -> Tensor:
+    """Squared distance to the nearest click of each sign.
+
+    Parameters
+    ----------
+    packed
+        float32 (B, K, 3), see `pack_clicks`.
+    size
+        Height and width of the maps, in cells.
+    stride
+        Pixels for each cell; distances are measured from the cell's centre.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, 2, H, W), pixels squared, to positive and to negative clicks; infinite where
+        there is none.
+    """
+    rows, columns = (
+        (torch.arange(cells, device=packed.device, dtype=packed.dtype) + 0.5) * stride - 0.5
+        for cells in size
+    )
+    x, y, sign = packed.unbind(2)
+    ours = torch.stack((sign > 0, sign < 0), 2)
+    y = y.unsqueeze(2).masked_fill(~ours, torch.inf)
+    # Several clicks at a time, or a GPU would wait for its orders; but not so many that all of
+    # their distances, (B, K, 2, H, W), take up the memory.
+    together = max(1, _TOGETHER // max(1, len(packed) * 2 * rows.numel() * columns.numel()))
+    nearest: Tensor | None = None
+    parts = (torch.split(part, together, 1) for part in (x, y))
+    for some_x, some_y in zip(*parts, strict=True):
+        across = (columns - some_x[..., None, None, None]) ** 2
+        down = (rows.unsqueeze(1) - some_y[..., None, None]) ** 2
+        near: Tensor = (down + across).amin(1)
+        nearest = near if nearest is None else torch.minimum(nearest, near)
+    assert nearest is not None  # noqa: S101 - there is always room for one click
+    return nearest
 
 
-def distance_maps(packed: Tensor, size: tuple[int, int], *, stride: float = 1.0) -> Tensor:
+def distance_maps(
+    packed: Tensor,
+    size: tuple[int, int],
+    *,
+    stride: float = 1.0,
+    squared: Tensor | None = None,
+) -> Tensor:
     """Truncated Euclidean distance transforms of the clicks (Eq. 1).
 
     Parameters
@@ -115,6 +152,8 @@ def distance_maps(packed: Tensor, size: tuple[int, int], *, stride: float = 1.0)
         Height and width of the maps, in cells.
     stride
         Pixels for each cell; distances are measured in pixels from the cell's centre.
+    squared
+        `squared_distances` of the same, where they are known; computed otherwise.
 
     Returns
     -------
@@ -122,28 +161,18 @@ def distance_maps(packed: Tensor, size: tuple[int, int], *, stride: float = 1.0)
         float32 (B, 2, H, W) in [0, 1]: distance to the nearest positive and to the nearest
         negative click, truncated at 255 pixels and divided by 255. A map with no click is 1.
     """
-    squared = _squared_distances(packed, size, stride)
-    return squared.clamp_(max=TRUNCATION**2).sqrt_().div_(TRUNCATION)
-
-
-def _squared_distances(packed: Tensor, size: tuple[int, int], stride: float) -> Tensor:
-    """(B, 2, H, W), pixels squared to the nearest click of each sign; infinite without one."""
-    rows, columns = _grid(size, stride, packed)
-    maps = packed.new_full((packed.shape[0], 2, *size), torch.inf)
-    # Several clicks at a time, or a GPU would wait for its orders; but not so many that all of
-    # their distances, (B, K, H, W), take up the memory.
-    together = max(1, _TOGETHER // max(1, maps.numel()))
-    for clicks in torch.split(packed, together, 1):
-        x, y, sign = (part[..., None, None] for part in clicks.unbind(2))
-        across = (columns - x) ** 2
-        for channel, wanted in enumerate((sign > 0, sign < 0)):
-            down = (rows - y.masked_fill(~wanted, torch.inf)) ** 2
-            maps[:, channel] = torch.minimum(maps[:, channel], (down + across).amin(1))
-    return maps
+    if squared is None:
+        squared = squared_distances(packed, size, stride=stride)
+    return squared.clamp(max=TRUNCATION**2).sqrt_().div_(TRUNCATION)
 
 
 def click_maps(
-    packed: Tensor, size: tuple[int, int], *, stride: float = 1.0, radius: float = 0.0
+    packed: Tensor,
+    size: tuple[int, int],
+    *,
+    stride: float = 1.0,
+    radius: float = 0.0,
+    squared: Tensor | None = None,
 ) -> Tensor:
     """Binary maps of the clicks, S_p and S_n of the paper.
 
@@ -158,6 +187,8 @@ def click_maps(
     radius
         0 marks the one cell that was clicked; more marks the cells whose centres are at most so
         many pixels away, and always the clicked cell.
+    squared
+        `squared_distances` of the same, where they are known; a radius needs them.
 
     Returns
     -------
@@ -165,12 +196,18 @@ def click_maps(
         float32 (B, 2, H, W) of 0 and 1: positive clicks, negative clicks.
     """
     height, width = size
-    maps = packed.new_zeros(packed.shape[0], 2, height, width)
     if radius > 0:
-        maps = (_squared_distances(packed, size, stride) <= radius**2).to(maps.dtype)
-    columns = ((packed[..., 0] + 0.5) / stride).floor().long().clamp_(0, width - 1)
-    rows = ((packed[..., 1] + 0.5) / stride).floor().long().clamp_(0, height - 1)
-    examples = torch.arange(packed.shape[0], device=packed.device).view(-1, 1).expand_as(rows)
-    for channel, wanted in enumerate((packed[..., 2] > 0, packed[..., 2] < 0)):
-        maps[examples[wanted], channel, rows[wanted], columns[wanted]] = 1.0
-    return maps
+        if squared is None:
+            squared = squared_distances(packed, size, stride=stride)
+        maps = (squared <= radius**2).to(packed.dtype)
+    else:
+        maps = packed.new_zeros(packed.shape[0], 2, height, width)
+    cells = ((packed[..., :2] + 0.5) / stride).floor().long()
+    columns = cells[..., 0].clamp(0, width - 1)
+    rows = cells[..., 1].clamp(0, height - 1)
+    sign = packed[..., 2]
+    # Padding adds nothing to the cell it points to. No index depends on how many clicks are of
+    # which sign: on a GPU the processor would have to wait for that number.
+    places = ((sign < 0).long() * height + rows) * width + columns
+    maps.view(len(maps), -1).scatter_add_(1, places, sign.abs())
+    return maps.clamp_(max=1.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lidiv_backend.clicks import click_maps, distance_maps
+from lidiv_backend.clicks import click_maps, distance_maps, squared_distances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +71,17 @@ class PromptChannels:
             float32 (B, count, H, W) in [0, 1].
         """
         channels = []
+        clicks, radius = prompt.clicks, self.radius * stride
+        squared = None
+        if self.distances or (self.clicks and radius > 0):
+            squared = squared_distances(clicks, size, stride=stride)
         if self.clicks:
-            radius = self.radius * stride
-            channels.append(click_maps(prompt.clicks, size, stride=stride, radius=radius))
+            channels.append(click_maps(clicks, size, stride=stride, radius=radius, squared=squared))
         if self.distances:
-            channels.append(distance_maps(prompt.clicks, size, stride=stride))
+            channels.append(distance_maps(clicks, size, stride=stride, squared=squared))
         if self.previous:
             if prompt.previous is None:
-                channels.append(prompt.clicks.new_zeros(prompt.clicks.shape[0], 1, *size))
+                channels.append(clicks.new_zeros(clicks.shape[0], 1, *size))
             else:
                 # Adaptive pooling is area averaging where the map shrinks and exact where it fits.
                 previous = prompt.previous.float()
