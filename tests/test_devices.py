@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -26,3 +30,29 @@ def test_the_machine_is_named_with_all_that_times_depend_on(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     assert machine() == f"{name}, Some GPU, 7 threads, torch {torch.__version__}"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands memory back")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_kept_for_the_next_tensor(kept: bool) -> None:
+    """Counted in pages that the system has to provide for tensors of 64 MB, one after the other."""
+    counted = """
+import resource, sys, torch
+from lidiv_backend.devices import keep_freed_memory
+
+def provided():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt * resource.getpagesize()
+
+if sys.argv[1] == "True":
+    keep_freed_memory()
+for _ in range(20):
+    torch.ones(2**24)
+before = provided()
+for _ in range(20):
+    torch.ones(2**24)
+print((provided() - before) / 2**26)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", counted, str(kept)], check=True, capture_output=True, text=True
+    )
+    assert (float(done.stdout) < 10) == kept

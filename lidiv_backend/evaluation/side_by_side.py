@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lidiv_backend.clicks import pack_clicks
-from lidiv_backend.devices import best_precision, choose_device, place
+from lidiv_backend.devices import best_precision, choose_device, keep_freed_memory, place
 from lidiv_backend.errors import BadRequestError, TrainingError
 from lidiv_backend.evaluation.variants import Budget, Variant
 from lidiv_backend.model import ModelDescription, save_model
@@ -189,6 +189,7 @@ class SideBySide:
         if not self.variants:
             return True
         self.folder.mkdir(parents=True, exist_ok=True)
+        keep_freed_memory()
         vgg = build_encoder(DosNetwork.begins_with)
         place(vgg, self.device)
         self._students = [_Student(v, self.budget, self.device, vgg) for v in self.variants]

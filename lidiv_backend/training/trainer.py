@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from lidiv_backend.clicks import Click, pack_clicks
-from lidiv_backend.devices import best_precision, place
+from lidiv_backend.devices import best_precision, keep_freed_memory, place
 from lidiv_backend.errors import BadRequestError, TrainingError
 from lidiv_backend.model import (
     Model,
@@ -270,6 +270,7 @@ class Trainer:
             If the loss is no number any more.
         """
         self.options.folder.mkdir(parents=True, exist_ok=True)
+        keep_freed_memory()
         saved: int | None = None
         if self.options.resume:
             saved = self._resume()
