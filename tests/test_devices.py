@@ -35,13 +35,13 @@ def test_the_machine_is_named_with_all_that_times_depend_on(
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands memory back")
 @pytest.mark.parametrize("kept", [True, False])
 def test_freed_memory_is_kept_for_the_next_tensor(kept: bool) -> None:
-    """Counted in pages that the system has to provide for tensors of 64 MB, one after the other."""
+    """Counted in the pages, huge ones perhaps, that the system provides for 20 tensors of 64 MB."""
     counted = """
 import resource, sys, torch
 from lidiv_backend.devices import keep_freed_memory
 
 def provided():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 if sys.argv[1] == "True":
     keep_freed_memory()
@@ -50,9 +50,9 @@ for _ in range(20):
 before = provided()
 for _ in range(20):
     torch.ones(2**24)
-print((provided() - before) / 2**26)
+print(provided() - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", counted, str(kept)], check=True, capture_output=True, text=True
     )
-    assert (float(done.stdout) < 10) == kept
+    assert (int(done.stdout) < 300) == kept
