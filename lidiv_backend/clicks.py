@@ -69,7 +69,7 @@ def validate_clicks(clicks: Iterable[Click], *, height: int, width: int) -> None
 
 
 def pack_clicks(
-    batch: Sequence[Sequence[Click]], *, scale: tuple[float, float] = (1.0, 1.0)
+    batch: Sequence[Sequence[Click]], *, scale: tuple[float, float] = (1.0, 1.0), room: int = 1
 ) -> Tensor:
     """Put clicks into one padded tensor.
 
@@ -80,13 +80,16 @@ def pack_clicks(
     scale
         Pixels of the network's input for each pixel of the image, along x and along y: the clicks
         are moved with the pixel grid, whose corner is at (-0.5, -0.5).
+    room
+        Least K.
 
     Returns
     -------
     Tensor
-        float32 (B, K, 3) of x, y, sign; K is the longest sequence (at least 1), padding has sign 0.
+        float32 (B, K, 3) of x, y, sign; K is the longest sequence, or ``room``, and padding has
+        sign 0.
     """
-    longest = max([1, *(len(clicks) for clicks in batch)])
+    longest = max([room, *(len(clicks) for clicks in batch)])
     packed = torch.zeros(len(batch), longest, 3)
     for row, clicks in enumerate(batch):
         for column, click in enumerate(clicks):
@@ -94,6 +97,31 @@ def pack_clicks(
             packed[row, column, 1] = (click.y + 0.5) * scale[1] - 0.5
             packed[row, column, 2] = 1.0 if click.positive else -1.0
     return packed
+
+
+def sampling_places(packed: Tensor, size: tuple[int, int], *, stride: float = 1.0) -> Tensor:
+    """Where clicks are, as `torch.nn.functional.grid_sample` wants it, ``align_corners=False``.
+
+    Parameters
+    ----------
+    packed
+        float32 (B, K, 3), see `pack_clicks`.
+    size
+        Height and width of the map that is sampled, in cells.
+    stride
+        Pixels for each cell.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, K, 2) of x, y: -1 and 1 are the edges of the map.
+    """
+    height, width = size
+    x, y = (
+        (packed[..., axis] + 0.5) / (cells * stride) * 2 - 1
+        for axis, cells in enumerate((width, height))
+    )
+    return torch.stack((x, y), -1)
 
 
 def squared_distances(packed: Tensor, size: tuple[int, int], *, stride: float = 1.0) -> Tensor:

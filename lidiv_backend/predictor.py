@@ -26,6 +26,7 @@ from lidiv_backend.networks.prompt import Prompt
 from lidiv_backend.networks.proposal import ProposalNetwork
 from lidiv_backend.networks.selection import SelectionNetwork
 from lidiv_backend.observing import cache_asked, stage
+from lidiv_backend.replays import Replays
 from lidiv_backend.scope import describe_image
 from lidiv_backend.turns import Step, hurrying, turn
 from lidiv_backend.zoom import Shown, Window, choose_window
@@ -188,7 +189,7 @@ class ImageEmbedding:
     def rgb(self) -> Tensor:
         """The image as the networks see it, float (1, 3, h, w) in [0, 1]."""
         # Made each time: it is four times as large.
-        return self.small.float().div_(255).contiguous(memory_format=torch.channels_last)
+        return _as_seen(self.small)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -303,6 +304,7 @@ class Predictor:
         self._memo: BoundedCache[tuple[str, tuple[Click, ...]], Shown] = BoundedCache(
             max_bytes=_MEMO_BYTES
         )
+        self._replays = Replays.on(device)
 
     @classmethod
     def from_pretrained(
@@ -675,12 +677,18 @@ class Predictor:
             image = ImageEmbedding(key=key, height=height, width=width, small=seen, projected=())
             rgb = image.rgb
             with stage("embed", settle=self._settle), self._autocast():
-                features = () if self._encoder is None else self._encoder(rgb)
+                features: tuple[Tensor, ...] = ()
+                if self._encoder is not None:
+                    features = self._replays("encode", self._encoder, rgb)
                 if covered is None:
                     elsewhere = self.model.elsewhere
                     covered = elsewhere is None or elsewhere.scope.covers(describe_image(features))
                 proposal, _ = self._networks[covered]
-                projected = proposal.project(rgb, features)
+
+                def project(rgb: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+                    return proposal.project(rgb, features)
+
+                projected = self._replays(("project", covered), project, rgb, *features)
         return replace(image, projected=projected, covered=covered)
 
     @torch.inference_mode()
@@ -705,9 +713,8 @@ class Predictor:
         small = torch.tensor(
             self._resize(rgb, self.model.description.inference), device=self.device
         )
-        seen = small.permute(2, 0, 1).unsqueeze(0).float().div_(255)
         with self._autocast():
-            features = self._encoder(seen.contiguous(memory_format=torch.channels_last))
+            features = self._encoder(_as_seen(small.permute(2, 0, 1).unsqueeze(0)))
         return describe_image(features)
 
     @torch.inference_mode()
@@ -715,21 +722,37 @@ class Predictor:
         self, image: ImageEmbedding, clicks: Sequence[Click], shown: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Logits (M, h, w) and scores (M,), float32 on the CPU."""
+        proposal, selection = self._networks[image.covered]
+        # What was not shown has no tensor, and the work is another one.
+        before = () if shown is None else (shown,)
+
+        def propose(packed: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            prompt, projected = _prompt(packed, rest, shown is not None)
+            decoded = proposal(projected, prompt)
+            return decoded.logits.float(), *(part.float() for part in decoded.features)
+
+        def select(packed: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            assert selection is not None  # noqa: S101 - or it is not called
+            prompt, (small, logits, *features) = _prompt(packed, rest, shown is not None)
+            rated = selection(_as_seen(small), prompt, logits.sigmoid(), features)
+            return (selection.score(rated.float())[0],)
+
         with turn(Step.PROPOSE):
-            packed = pack_clicks([clicks], scale=image.scale).to(self.device)
-            prompt = Prompt(clicks=packed, previous=shown)
+            room = self._replays.room(len(clicks))
+            packed = pack_clicks([clicks], scale=image.scale, room=room).to(self.device)
+            which = image.covered, shown is None
             with stage("propose", settle=self._settle), self._autocast():
-                proposal, selection = self._networks[image.covered]
-                decoded = proposal(image.projected, prompt)
-                logits = decoded.logits.float()
+                logits, *features = self._replays(
+                    ("propose", which), propose, packed, *before, *image.projected
+                )
             with stage("select"), self._autocast():
                 if selection is None:
                     # Ranked diversity: f ranks its own outputs.
                     scores = 0.5 ** torch.arange(1.0, logits.shape[1] + 1)
                 else:
-                    features = tuple(part.float() for part in decoded.features)
-                    rated = selection(image.rgb, prompt, logits.sigmoid(), features)
-                    scores = selection.score(rated.float())[0]
+                    (scores,) = self._replays(
+                        ("select", which), select, packed, *before, image.small, logits, *features
+                    )
                 return logits[0].cpu(), scores.cpu()
 
     @torch.inference_mode()
@@ -818,6 +841,20 @@ class Predictor:
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
         )
+
+
+def _as_seen(small: Tensor) -> Tensor:
+    """An image as the networks see it, float (B, 3, h, w) in [0, 1], from uint8."""
+    return small.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def _prompt(
+    packed: Tensor, rest: Sequence[Tensor], refines: bool
+) -> tuple[Prompt, Sequence[Tensor]]:
+    """The prompt of packed clicks and, if they refine a mask, the first tensor of the rest."""
+    if refines:
+        return Prompt(clicks=packed, previous=rest[0]), rest[1:]
+    return Prompt(clicks=packed), rest
 
 
 def _distinct(

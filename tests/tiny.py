@@ -89,15 +89,18 @@ def predictor(
     seed: int = 0,
     cache_bytes: int = CACHE_BYTES,
     caches: EmbeddingCaches | None = None,
+    device: torch.device = CPU,
     **options: str,
 ) -> Predictor:
-    """A predictor on the CPU with random weights."""
+    """A predictor with random weights."""
     encoder: Encoder | None = None
     if about.proposal.encoder is not None:
         torch.manual_seed(seed)
         encoder = build_encoder(about.proposal.encoder, pretrained=False)
     made = model(about, seed=seed)
-    return Predictor(made, encoder, device=CPU, cache_bytes=cache_bytes, caches=caches, **options)
+    return Predictor(
+        made, encoder, device=device, cache_bytes=cache_bytes, caches=caches, **options
+    )
 
 
 def saved(folder: Path, about: ModelDescription | None = None, *, seed: int = 0) -> Path:

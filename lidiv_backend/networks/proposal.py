@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from lidiv_backend.clicks import sampling_places
 from lidiv_backend.errors import WeightsError
 from lidiv_backend.networks.dos import FullyConvolutional
 from lidiv_backend.networks.encoders import ENCODERS, Encoder, LevelSpec, Vgg19
@@ -479,8 +480,7 @@ class _Similarity(nn.Module):
     def forward(self, described: Tensor, clicks: Tensor) -> Tensor:
         """Similarity maps, (B, 2 * subspaces, h, w) in [-1, 1]; 0 where there is no click."""
         height, width = described.shape[-2:]
-        size = clicks.new_tensor([width, height]) * self.stride
-        places = ((clicks[..., :2] + 0.5) / size * 2 - 1).unsqueeze(2)
+        places = sampling_places(clicks, (height, width), stride=self.stride).unsqueeze(2)
         sampled = F.grid_sample(
             described.float(), places, align_corners=False, padding_mode="border"
         )

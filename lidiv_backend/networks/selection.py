@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from lidiv_backend.clicks import sampling_places
 from lidiv_backend.errors import WeightsError
 from lidiv_backend.losses import expected_iou_loss, selection_loss
 from lidiv_backend.networks.prompt import Prompt, PromptChannels
@@ -198,9 +199,8 @@ class PooledSelection(SelectionNetwork):
             (-2, -1)
         ).clamp_min(1e-3)
         clicks = prompt.clicks
-        height, width = masks.shape[-2:]
-        size = clicks.new_tensor([width, height]) * PyramidNetwork.output_stride
-        places = ((clicks[..., :2] + 0.5) / size * 2 - 1).unsqueeze(1)
+        size = masks.shape[-2], masks.shape[-1]
+        places = sampling_places(clicks, size, stride=PyramidNetwork.output_stride).unsqueeze(1)
         at_clicks = F.grid_sample(masks, places, align_corners=False, padding_mode="border")
         at_clicks = at_clicks.squeeze(2)
         facts = [area, area.sqrt(), sharpness, unsure, common]

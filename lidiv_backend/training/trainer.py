@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, KwargsHandler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -162,10 +162,12 @@ class Trainer:
         # Without a GPU, processes that are not told so would each train alone, over each other's
         # files.
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        cpu = options.cpu or (several and not torch.cuda.is_available())
         self.accelerator = Accelerator(
             mixed_precision=_precision(options),
-            cpu=options.cpu or (several and not torch.cuda.is_available()),
+            cpu=cpu,
             dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+            kwargs_handlers=[] if cpu else _on_shared_gpu(),
         )
         torch.manual_seed(config.seed)
         self.device = self.accelerator.device
@@ -469,13 +471,15 @@ class Trainer:
         config = self.config
         number = self.progress.phase * config.steps + self.progress.step
         rng = np.random.default_rng([config.seed, 1, number, self.accelerator.process_index])
+        # The same number of further clicks in all processes: each step waits for the slowest.
+        together = np.random.default_rng([config.seed, 2, number])
         batch = Batch(draws, self.device)
         features = self._features(batch)
         clicks: list[list[Click]] = []
         for index in range(len(batch)):
             clicks.append(self._first_clicks(batch, index, clicks, rng))
         probabilities = np.array(config.iterations)
-        further = int(rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
+        further = int(together.choice(len(probabilities), p=probabilities / probabilities.sum()))
         previous: Tensor | None = None
         for _ in range(further):
             prompt = self._prompt(clicks, previous)
@@ -719,6 +723,19 @@ def course_of(rows: Sequence[Mapping[str, Any]], *, phase: str) -> list[dict[str
 def _flat(masks: Tensor) -> float:
     """Share of the pixels where the sigmoid is so flat that nothing is learnt."""
     return float((masks * (1 - masks) < _FLAT).float().mean())
+
+
+def _on_shared_gpu() -> list[KwargsHandler]:
+    """How processes talk to each other, if there are more of them here than GPUs.
+
+    A step's clicks are placed by the processor, and one process alone leaves a GPU idle meanwhile.
+    """
+    gpus = torch.cuda.device_count()
+    if not gpus or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= gpus:
+        return []
+    # NCCL refuses two processes on one GPU, and accelerate gives each the GPU of its own number.
+    os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"
+    return [InitProcessGroupKwargs(backend="gloo")]
 
 
 def _precision(options: RunOptions) -> str:

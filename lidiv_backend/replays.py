@@ -1,0 +1,163 @@
+"""Work of a GPU that is recorded once and then set going by a single order.
+
+A click of `default` is some hundreds of programs that run for a few microseconds each. To order
+them one by one takes the processor several times as long as they take the GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_logger = logging.getLogger(__name__)
+
+#: Recordings that are kept; the one that was not used for the longest time goes first.
+MOST = 96
+#: Rows of clicks are padded to one of few lengths, or each length would have its own recording.
+_ROOM = 4
+
+Work = Callable[..., tuple[Tensor, ...]]
+#: What sets work going again, and the tensors that it writes to.
+Recorded = tuple[Callable[[], None], tuple[Tensor, ...]]
+#: Records some work on given tensors, which it reads from again each time.
+Record = Callable[[Work, Sequence[Tensor]], Recorded]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Recording:
+    given: tuple[Tensor, ...]
+    replay: Callable[[], None]
+    found: tuple[Tensor, ...]
+
+
+class Replays:
+    """Does work on tensors, by a recording where the same was asked for before.
+
+    Any number of threads can use it together, all of them on the same stream.
+
+    Parameters
+    ----------
+    record
+        How work is recorded; None for a device that gains nothing by it: all is then just done.
+    most
+        Number of recordings that are kept.
+    """
+
+    def __init__(self, record: Record | None, *, most: int = MOST) -> None:
+        self._record = record
+        self._most = most
+        self._lock = threading.Lock()
+        # None for what was asked for once, which is not worth a recording yet.
+        self._known: OrderedDict[Hashable, _Recording | None] = OrderedDict()
+        self._impossible: set[Hashable] = set()
+
+    @classmethod
+    def on(cls, device: torch.device) -> Replays:
+        """Those of a device."""
+        return cls(GraphRecorder(device) if device.type == "cuda" else None)
+
+    def room(self, count: int) -> int:
+        """To how many clicks ``count`` of them are best padded."""
+        if self._record is None:
+            return count
+        room = _ROOM
+        while room < count:
+            room *= 2
+        return room
+
+    def __call__(self, key: Hashable, work: Work, *given: Tensor) -> tuple[Tensor, ...]:
+        """Do some work.
+
+        Parameters
+        ----------
+        key
+            Says what is done; the same key and shapes mean the same work on other numbers.
+        work
+            From tensors to tensors; it must not look at their numbers on the processor's side.
+        given
+            What it is done on, on the device.
+
+        Returns
+        -------
+        tuple of Tensor
+            What came out, the caller's own.
+        """
+        if self._record is None:
+            return work(*given)
+        key = key, tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in given)
+        with self._lock:
+            recording = self._find(key, work, given)
+            if recording is not None:
+                for own, tensor in zip(recording.given, given, strict=True):
+                    own.copy_(tensor)
+                recording.replay()
+                # Copies: the next replay writes to the same tensors.
+                return tuple(tensor.clone() for tensor in recording.found)
+        return work(*given)
+
+    def _find(self, key: Hashable, work: Work, given: Sequence[Tensor]) -> _Recording | None:
+        """The recording of a key, made when it is asked for the second time."""
+        if key in self._impossible:
+            return None
+        if key not in self._known:
+            self._known[key] = None
+            if len(self._known) > self._most:
+                self._known.popitem(last=False)
+            return None
+        self._known.move_to_end(key)
+        recording = self._known[key]
+        if recording is None:
+            assert self._record is not None  # noqa: S101
+            own = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in given)
+            try:
+                replay, found = self._record(work, own)
+            except RuntimeError:
+                _logger.warning(
+                    "Work of the GPU cannot be recorded; it is done step by step.", exc_info=True
+                )
+                self._impossible.add(key)
+                return None
+            recording = self._known[key] = _Recording(given=own, replay=replay, found=found)
+        return recording
+
+
+class GraphRecorder:
+    """Records with CUDA graphs, all of which share memory: one is replayed at a time.
+
+    Parameters
+    ----------
+    device
+        A GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+
+    def __call__(self, work: Work, given: Sequence[Tensor]) -> Recorded:
+        """Record some work; see `Record`."""
+        with torch.cuda.device(self._device):
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                self._pool = torch.cuda.graph_pool_handle()
+            current = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                # Libraries set themselves up when they are first used on a stream.
+                work(*given)
+            current.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                found = work(*given)
+        return graph.replay, found
