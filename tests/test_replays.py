@@ -94,9 +94,7 @@ def test_what_was_not_used_for_the_longest_time_is_forgotten_first() -> None:
 
 
 def test_what_cannot_be_recorded_is_done_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(
-        work: Work, given: Sequence[Tensor]
-    ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+    def refuse(work: Work, given: Sequence[Tensor]) -> Recorded:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     replays = Replays(refuse)
