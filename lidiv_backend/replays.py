@@ -19,7 +19,12 @@ from torch import Tensor
 _logger = logging.getLogger(__name__)
 
 #: Recordings that are kept; the one that was not used for the longest time goes first.
-MOST = 96
+MOST = 256
+#: A recording takes as long as doing the work a few times, and everybody waits: it is made when the
+#: work is asked for so many times. Windows of rare shapes are not worth it.
+OFTEN = 4
+#: So many kinds of work are counted.
+_COUNTED = 4096
 #: Rows of clicks are padded to one of few lengths, or each length would have its own recording.
 _ROOM = 4
 
@@ -48,14 +53,18 @@ class Replays:
         How work is recorded; None for a device that gains nothing by it: all is then just done.
     most
         Number of recordings that are kept.
+    often
+        Work is recorded when it is asked for so many times.
     """
 
-    def __init__(self, record: Record | None, *, most: int = MOST) -> None:
+    def __init__(self, record: Record | None, *, most: int = MOST, often: int = OFTEN) -> None:
         self._record = record
         self._most = most
+        self._often = often
         self._lock = threading.Lock()
-        # None for what was asked for once, which is not worth a recording yet.
-        self._known: OrderedDict[Hashable, _Recording | None] = OrderedDict()
+        self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
+        #: How often what has no recording was asked for.
+        self._asked: OrderedDict[Hashable, int] = OrderedDict()
         self._impossible: set[Hashable] = set()
 
     @classmethod
@@ -103,28 +112,32 @@ class Replays:
         return work(*given)
 
     def _find(self, key: Hashable, work: Work, given: Sequence[Tensor]) -> _Recording | None:
-        """The recording of a key, made when it is asked for the second time."""
+        """The recording of a key, made when it was asked for often enough."""
+        recording = self._recordings.get(key)
+        if recording is not None:
+            self._recordings.move_to_end(key)
+            return recording
         if key in self._impossible:
             return None
-        if key not in self._known:
-            self._known[key] = None
-            if len(self._known) > self._most:
-                self._known.popitem(last=False)
+        self._asked[key] = self._asked.pop(key, 0) + 1
+        if self._asked[key] < self._often:
+            if len(self._asked) > _COUNTED:
+                self._asked.popitem(last=False)
             return None
-        self._known.move_to_end(key)
-        recording = self._known[key]
-        if recording is None:
-            assert self._record is not None  # noqa: S101
-            own = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in given)
-            try:
-                replay, found = self._record(work, own)
-            except RuntimeError:
-                _logger.warning(
-                    "Work of the GPU cannot be recorded; it is done step by step.", exc_info=True
-                )
-                self._impossible.add(key)
-                return None
-            recording = self._known[key] = _Recording(given=own, replay=replay, found=found)
+        del self._asked[key]
+        assert self._record is not None  # noqa: S101
+        own = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in given)
+        try:
+            replay, found = self._record(work, own)
+        except RuntimeError:
+            _logger.warning(
+                "Work of the GPU cannot be recorded; it is done step by step.", exc_info=True
+            )
+            self._impossible.add(key)
+            return None
+        recording = self._recordings[key] = _Recording(given=own, replay=replay, found=found)
+        if len(self._recordings) > self._most:
+            self._recordings.popitem(last=False)
         return recording
 
 

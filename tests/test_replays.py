@@ -35,19 +35,19 @@ def _twice(x: Tensor) -> tuple[Tensor, ...]:
     return (x * 2,)
 
 
-def test_work_is_recorded_when_it_is_asked_for_again() -> None:
+def test_work_is_recorded_when_it_is_asked_for_often() -> None:
     recorder = Recorder()
-    replays = Replays(recorder)
+    replays = Replays(recorder, often=3)
     counts = []
-    for number in range(4):
+    for number in range(5):
         (found,) = replays("twice", _twice, torch.full((3,), float(number)))
         assert found.tolist() == [2.0 * number] * 3
         counts.append(recorder.recorded)
-    assert counts == [0, 1, 1, 1]
+    assert counts == [0, 0, 1, 1, 1]
 
 
 def test_results_are_the_callers_own() -> None:
-    replays = Replays(Recorder())
+    replays = Replays(Recorder(), often=2)
     found = [replays("twice", _twice, torch.tensor([float(n)]))[0] for n in range(4)]
     assert torch.cat(found).tolist() == [0.0, 2.0, 4.0, 6.0]
 
@@ -63,7 +63,7 @@ def test_results_are_the_callers_own() -> None:
 )
 def test_other_tensors_have_recordings_of_their_own(other: Tensor) -> None:
     recorder = Recorder()
-    replays = Replays(recorder)
+    replays = Replays(recorder, often=2)
     for _ in range(3):
         replays("twice", _twice, torch.ones(3))
     (found,) = replays("twice", _twice, other)
@@ -73,7 +73,7 @@ def test_other_tensors_have_recordings_of_their_own(other: Tensor) -> None:
 
 
 def test_other_work_has_recordings_of_its_own() -> None:
-    replays = Replays(Recorder())
+    replays = Replays(Recorder(), often=2)
     for _ in range(3):
         replays("twice", _twice, torch.ones(1))
         (found,) = replays("thrice", lambda x: (x * 3,), torch.ones(1))
@@ -82,22 +82,19 @@ def test_other_work_has_recordings_of_its_own() -> None:
 
 def test_what_was_not_used_for_the_longest_time_is_forgotten_first() -> None:
     recorder = Recorder()
-    replays = Replays(recorder, most=2)
-    for key in ("a", "a", "b", "b", "a", "c"):
+    replays = Replays(recorder, most=2, often=1)
+    for key in ("a", "b", "a", "c", "a"):
         replays(key, _twice, torch.ones(1))
-    assert recorder.recorded == 2
-    replays("a", _twice, torch.ones(1))
-    assert recorder.recorded == 2
-    for _ in range(2):
-        replays("b", _twice, torch.ones(1))
     assert recorder.recorded == 3
+    replays("b", _twice, torch.ones(1))
+    assert recorder.recorded == 4
 
 
 def test_what_cannot_be_recorded_is_done_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     def refuse(work: Work, given: Sequence[Tensor]) -> Recorded:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    replays = Replays(refuse)
+    replays = Replays(refuse, often=2)
     for number in range(4):
         assert replays("twice", _twice, torch.tensor([float(number)]))[0].tolist() == [2.0 * number]
     assert len(caplog.records) == 1
@@ -162,7 +159,7 @@ def test_a_predictor_gives_the_same_by_recordings(
 ) -> None:
     expected = _answers(tiny.predictor(_description(pyramid), cache_bytes=0))
     recorder = Recorder()
-    monkeypatch.setattr(Replays, "on", lambda device: Replays(recorder))
+    monkeypatch.setattr(Replays, "on", lambda device: Replays(recorder, often=2))
     found = _answers(tiny.predictor(_description(pyramid), cache_bytes=0))
     # An encoder or a projection, and f and g for one click, and for more with the mask before:
     # all of them once for up to 4 clicks, f and g once more for 5.
