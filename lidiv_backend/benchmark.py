@@ -69,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeat", type=int, default=20, help="clicks for each size")
     parser.add_argument("--images", type=int, default=5, help="photos for each size")
+    parser.add_argument(
+        "--replay",
+        action="store_true",
+        help="have a GPU replay recorded work, which no GPU has tried yet",
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument(
         "--insert", type=Path, metavar="PAGE", help="put the table into this page's section 'speed'"
@@ -92,7 +97,11 @@ def run(args: argparse.Namespace) -> int:
         for device in devices:
             for preset in presets:
                 predictor = Predictor.from_pretrained(
-                    preset, device=device, precision=args.precision, cache_bytes=0
+                    preset,
+                    device=device,
+                    precision=args.precision,
+                    cache_bytes=0,
+                    replay=args.replay,
                 )
                 for width, height in sizes:
                     timings.append(
@@ -111,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.insert:
         words = [f"--preset {preset}" for preset in presets]
         words += [f"--size {width}x{height}" for width, height in args.size or ()]
+        words += ["--replay"] if args.replay else []
         insert_measured(args.insert, "speed", text, command=f"lidiv benchmark {' '.join(words)}")
     if args.json:
         args.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")

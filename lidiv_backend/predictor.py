@@ -278,6 +278,9 @@ class Predictor:
         Bytes of images' embeddings that are kept.
     caches
         Keep them instead; several predictors may share them.
+    replay
+        Have a GPU replay the work that it is often asked for, see `lidiv_backend.replays`. No GPU
+        has tried it yet, so nothing uses it unless asked to.
     """
 
     def __init__(
@@ -289,6 +292,7 @@ class Predictor:
         precision: str = "float32",
         cache_bytes: int = CACHE_BYTES,
         caches: EmbeddingCaches | None = None,
+        replay: bool = False,
     ) -> None:
         self.model = model
         self.device = device
@@ -304,7 +308,7 @@ class Predictor:
         self._memo: BoundedCache[tuple[str, tuple[Click, ...]], Shown] = BoundedCache(
             max_bytes=_MEMO_BYTES
         )
-        self._replays = Replays.on(device)
+        self._replays = Replays.on(device) if replay else Replays(None)
 
     @classmethod
     def from_pretrained(
@@ -315,6 +319,7 @@ class Predictor:
         precision: str | None = None,
         cache_bytes: int = CACHE_BYTES,
         caches: EmbeddingCaches | None = None,
+        replay: bool = False,
     ) -> Predictor:
         """Load a preset or a folder of weights.
 
@@ -331,6 +336,8 @@ class Predictor:
             Bytes of images' embeddings that are kept.
         caches
             Keep them instead; several predictors may share them.
+        replay
+            See `Predictor`.
 
         Raises
         ------
@@ -350,6 +357,7 @@ class Predictor:
             precision=precision or best_precision(where),
             cache_bytes=cache_bytes,
             caches=caches,
+            replay=replay,
         )
 
     @property

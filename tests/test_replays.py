@@ -160,7 +160,7 @@ def test_a_predictor_gives_the_same_by_recordings(
     expected = _answers(tiny.predictor(_description(pyramid), cache_bytes=0))
     recorder = Recorder()
     monkeypatch.setattr(Replays, "on", lambda device: Replays(recorder, often=2))
-    found = _answers(tiny.predictor(_description(pyramid), cache_bytes=0))
+    found = _answers(tiny.predictor(_description(pyramid), cache_bytes=0, replay=True))
     # An encoder or a projection, and f and g for one click, and for more with the mask before:
     # all of them once for up to 4 clicks, f and g once more for 5.
     assert recorder.recorded >= 5
@@ -176,13 +176,17 @@ def test_a_predictor_gives_the_same_by_recordings(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU here.")
 @pytest.mark.parametrize("pyramid", [False, True], ids=["paper", "default"])
 def test_a_gpu_gives_the_same_by_recordings(
-    pyramid: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pyramid: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    device = torch.device("cuda")
-    found = _answers(tiny.predictor(_description(pyramid), cache_bytes=0, device=device))
+    found, expected = (
+        _answers(
+            tiny.predictor(
+                _description(pyramid), cache_bytes=0, device=torch.device("cuda"), replay=replay
+            )
+        )
+        for replay in (True, False)
+    )
     assert not caplog.records
-    monkeypatch.setattr(Replays, "on", lambda device: Replays(None))
-    expected = _answers(tiny.predictor(_description(pyramid), cache_bytes=0, device=device))
     assert [head for head, _, _ in found] == [head for head, _, _ in expected]
     for (_, score, mask), (_, other_score, other_mask) in zip(found, expected, strict=True):
         assert score == pytest.approx(other_score, abs=1e-3)

@@ -90,6 +90,7 @@ def predictor(
     cache_bytes: int = CACHE_BYTES,
     caches: EmbeddingCaches | None = None,
     device: torch.device = CPU,
+    replay: bool = False,
     **options: str,
 ) -> Predictor:
     """A predictor with random weights."""
@@ -99,7 +100,13 @@ def predictor(
         encoder = build_encoder(about.proposal.encoder, pretrained=False)
     made = model(about, seed=seed)
     return Predictor(
-        made, encoder, device=device, cache_bytes=cache_bytes, caches=caches, **options
+        made,
+        encoder,
+        device=device,
+        cache_bytes=cache_bytes,
+        caches=caches,
+        replay=replay,
+        **options,
     )
 
 
