@@ -137,11 +137,17 @@ def _torchrun(tmp_path: Path, command: list[str]) -> list[dict[str, Any]]:
 def test_two_processes_see_different_examples_and_end_alike(tmp_path: Path, data: str) -> None:
     out = tmp_path / "run"
     # As the documentation has it: where there is no GPU, nobody has to say so.
-    command = [word for word in words(out, data, "--steps", "3") if word != "--cpu"]
+    settings = (*SETTINGS, "iterations=[1,1,1,1]")
+    command = [
+        word for word in words(out, data, "--steps", "3", settings=settings) if word != "--cpu"
+    ]
     first, second = _torchrun(tmp_path, command)
     assert first["wrapped"] == second["wrapped"] == "DistributedDataParallel"
     assert len(first["examples"]) == len(second["examples"]) == 3
     assert not set(first["examples"]) & set(second["examples"])
+    # As many further clicks, since each would wait for the other.
+    assert first["rounds"] == second["rounds"]
+    assert len(set(first["rounds"])) > 1
     assert len(first["weights"]) > 40
     assert first["weights"] == second["weights"]
     assert load_model(out / "weights").description.training["processes"] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -823,3 +824,19 @@ class TestKeptFeatures:
         train(self.config, images=images, validation=PaintedSet(length=2), validate_every=4)
         # One view, and twice two pictures to look at, in f's phase and in g's.
         assert sum(shown) == 1 + 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "backends"),
+    [(0, "2", []), (1, "1", []), (2, "2", []), (1, "2", ["gloo"]), (2, "3", ["gloo"])],
+)
+def test_processes_on_one_gpu_talk_by_what_allows_that(
+    gpus: int, processes: str, backends: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    # Set by what is tested; put back afterwards.
+    monkeypatch.setenv("ACCELERATE_BYPASS_DEVICE_MAP", "false")
+    handlers = trainer_module._on_shared_gpu()
+    assert [handler.to_kwargs()["backend"] for handler in handlers] == backends
+    assert (os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] == "true") == bool(backends)

@@ -11,17 +11,23 @@ from typing import Any
 import torch
 
 from lidiv_backend.cli import main
+from lidiv_backend.training.step import TrainingStep
 from lidiv_backend.training.trainer import Trainer
 
 
 def run() -> int:
     """Train, and write which examples this process saw and with which weights it ended."""
     torch.set_num_threads(1)
-    told: dict[str, Any] = {"examples": [], "weights": []}
-    one_step, checkpoint = Trainer._one_step, Trainer._checkpoint
+    told: dict[str, Any] = {"examples": [], "weights": [], "rounds": []}
+    one_step, checkpoint, show = Trainer._one_step, Trainer._checkpoint, TrainingStep.show
+
+    def counted(self: TrainingStep, *batch: Any) -> torch.Tensor:
+        told["rounds"][-1] += 1
+        return show(self, *batch)
 
     def watched(self: Trainer, step: Any, wrapped: Any, draws: Any) -> Any:
         told["wrapped"] = type(wrapped).__name__
+        told["rounds"].append(0)
         told["examples"] += [int(draw["rgb"].long().sum()) for draw in draws]
         return one_step(self, step, wrapped, draws)
 
@@ -30,6 +36,7 @@ def run() -> int:
         told["weights"] = [float(tensor.double().sum()) for tensor in state.values()]
         checkpoint(self, step, average)
 
+    TrainingStep.show = counted  # type: ignore[method-assign]
     Trainer._one_step = watched  # type: ignore[method-assign]
     Trainer._checkpoint = looked_at  # type: ignore[method-assign]
     where, *words = sys.argv[1:]
