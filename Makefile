@@ -9,6 +9,8 @@ DEMO ?=
 AUDIT ?= --require
 # Options for pytest, e.g. make test PYTEST="-k clicks -x"
 PYTEST ?=
+# Files of tests run beside each other, one for each processor, and no more than so many.
+MOST_AT_ONCE ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-browser soak lint lint-docker audit format docs pictures weights env-ml clean-environments
@@ -21,7 +23,8 @@ demo: .venv/.installed ## Try it: Label Studio, photos and the backend, until Ct
 	@.venv/bin/lidiv demo $(DEMO)
 
 test: .venv/.installed weights .venv-ml/.installed ## Run the tests, without browser and long runs
-	LIDIV_ML_ENV=$(CURDIR)/.venv-ml .venv/bin/python -m pytest -m "not browser and not soak" $(PYTEST)
+	LIDIV_ML_ENV=$(CURDIR)/.venv-ml OMP_NUM_THREADS=1 .venv/bin/python -m pytest \
+	  -m "not browser and not soak" -n logical --maxprocesses $(MOST_AT_ONCE) --dist loadfile $(PYTEST)
 
 test-browser: .venv/.installed-browser ## Click in a real Chromium against a real Label Studio
 	@test -x "$(CHROMIUM)" || { echo "There is no Chromium at $(CHROMIUM): apt-get install" \
