@@ -19,6 +19,7 @@ from lidiv_backend.clicks import (
     click_maps,
     distance_maps,
     pack_clicks,
+    sampling_places,
     validate_clicks,
 )
 from lidiv_backend.errors import BadClickError
@@ -161,6 +162,29 @@ class TestPackClicks:
     def test_a_pixel_goes_to_the_middle_of_its_enlargement(self) -> None:
         # Pixel 1 of 4 becomes pixels 3, 4, 5 of 12: its centre goes to 4.
         assert pack_clicks([[Click(x=1, y=1)]], scale=(3, 3))[0, 0, :2].tolist() == [4, 4]
+
+    def test_there_is_room_for_more_clicks(self) -> None:
+        clicks = [Click(x=3, y=1), Click(x=0, y=2, positive=False)]
+        packed = pack_clicks([clicks], room=4)
+        assert packed.shape == (1, 4, 3)
+        assert torch.equal(packed[:, :2], pack_clicks([clicks]))
+        assert (packed[:, 2:] == 0).all()
+        assert torch.equal(pack_clicks([clicks], room=1), pack_clicks([clicks]))
+
+
+class TestSamplingPlaces:
+    @pytest.mark.parametrize("stride", [1, 2, 16])
+    def test_a_cell_is_sampled_where_it_was_clicked(self, stride: int) -> None:
+        rows, columns = 5, 7
+        numbers = torch.arange(float(rows * columns)).view(1, 1, rows, columns)
+        middles = [
+            Click(x=(column + 0.5) * stride - 0.5, y=(row + 0.5) * stride - 0.5)
+            for row in range(rows)
+            for column in range(columns)
+        ]
+        places = sampling_places(pack_clicks([middles]), (rows, columns), stride=stride)
+        sampled = torch.nn.functional.grid_sample(numbers, places.unsqueeze(1), align_corners=False)
+        torch.testing.assert_close(sampled.flatten(), numbers.flatten())
 
 
 class TestValidateClicks:
