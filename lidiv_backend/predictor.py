@@ -731,7 +731,7 @@ class Predictor:
     ) -> tuple[Tensor, Tensor]:
         """Logits (M, h, w) and scores (M,), float32 on the CPU."""
         proposal, selection = self._networks[image.covered]
-        # What was not shown has no tensor, and the work is another one.
+        # What was not shown has no tensor: with other numbers of them, work has other recordings.
         before = () if shown is None else (shown,)
 
         def propose(packed: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -748,18 +748,18 @@ class Predictor:
         with turn(Step.PROPOSE):
             room = self._replays.room(len(clicks))
             packed = pack_clicks([clicks], scale=image.scale, room=room).to(self.device)
-            which = image.covered, shown is None
             with stage("propose", settle=self._settle), self._autocast():
                 logits, *features = self._replays(
-                    ("propose", which), propose, packed, *before, *image.projected
+                    ("propose", image.covered), propose, packed, *before, *image.projected
                 )
             with stage("select"), self._autocast():
                 if selection is None:
                     # Ranked diversity: f ranks its own outputs.
                     scores = 0.5 ** torch.arange(1.0, logits.shape[1] + 1)
                 else:
+                    seen = (image.small, logits, *features)
                     (scores,) = self._replays(
-                        ("select", which), select, packed, *before, image.small, logits, *features
+                        ("select", image.covered), select, packed, *before, *seen
                     )
                 return logits[0].cpu(), scores.cpu()
 

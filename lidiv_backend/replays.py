@@ -62,10 +62,10 @@ class Replays:
         self._most = most
         self._often = often
         self._lock = threading.Lock()
-        self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
+        #: None for what cannot be recorded.
+        self._recordings: OrderedDict[Hashable, _Recording | None] = OrderedDict()
         #: How often what has no recording was asked for.
         self._asked: OrderedDict[Hashable, int] = OrderedDict()
-        self._impossible: set[Hashable] = set()
 
     @classmethod
     def on(cls, device: torch.device) -> Replays:
@@ -113,12 +113,9 @@ class Replays:
 
     def _find(self, key: Hashable, work: Work, given: Sequence[Tensor]) -> _Recording | None:
         """The recording of a key, made when it was asked for often enough."""
-        recording = self._recordings.get(key)
-        if recording is not None:
+        if key in self._recordings:
             self._recordings.move_to_end(key)
-            return recording
-        if key in self._impossible:
-            return None
+            return self._recordings[key]
         self._asked[key] = self._asked.pop(key, 0) + 1
         if self._asked[key] < self._often:
             if len(self._asked) > _COUNTED:
@@ -127,15 +124,15 @@ class Replays:
         del self._asked[key]
         assert self._record is not None  # noqa: S101
         own = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in given)
+        recording: _Recording | None = None
         try:
             replay, found = self._record(work, own)
+            recording = _Recording(given=own, replay=replay, found=found)
         except RuntimeError:
             _logger.warning(
                 "Work of the GPU cannot be recorded; it is done step by step.", exc_info=True
             )
-            self._impossible.add(key)
-            return None
-        recording = self._recordings[key] = _Recording(given=own, replay=replay, found=found)
+        self._recordings[key] = recording
         if len(self._recordings) > self._most:
             self._recordings.popitem(last=False)
         return recording
