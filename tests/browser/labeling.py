@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from playwright.sync_api import Locator, Page, Response, expect
 #: The image's tag of the annotation that is open.
 _IMAGE = "[...Htx.annotationStore.selected.names.values()].find(tag => tag.type === 'image')"
 _SUGGESTIONS = "[...Htx.annotationStore.selected.suggestions.values()]"
+#: How often a switch is tried, and how long each time until it shows that it is on, in ms.
+_TRIES = 4
+_SHOWN_WITHIN = 3000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ class LabelingPage:
             "checkbox", name="Keep label selected after creating a region"
         )
         _switch_on(setting)
+        self._page.wait_for_function("window.Htx.settings.continuousLabeling")
         self.photograph("settings")
         self._page.keyboard.press("Escape")
         expect(setting).to_be_hidden()
@@ -272,8 +277,13 @@ def _clicks(request: dict[str, Any]) -> tuple[bool, ...]:
 def _switch_on(switch: Locator) -> None:
     """Switch on what may be on already.
 
-    React shows it a moment after the click, for which `Locator.check` does not wait.
+    React shows it a moment after the click, for which `Locator.check` does not wait. A click while
+    Label Studio draws its page anew is lost, as it is for a person, who clicks again.
     """
-    if not switch.is_checked():
-        switch.click()
+    for _ in range(_TRIES):
+        if not switch.is_checked():
+            switch.click()
+        with suppress(AssertionError):
+            expect(switch).to_be_checked(timeout=_SHOWN_WITHIN)
+            break
     expect(switch).to_be_checked()
