@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from lidiv_backend.demo.credentials import Credentials
@@ -13,6 +15,18 @@ from lidiv_backend.errors import LidivError
 
 #: The version whose behaviour the backend was checked against.
 VERSION = "1.23.2"
+#: What Label Studio calls its SQLite database.
+DATABASE = "label_studio.sqlite3"
+#: In the virtual environment: a database with all its tables and nothing in them. Making one takes
+#: most of a first start.
+EMPTY_DATABASE = "empty-label-studio.sqlite3"
+#: Nothing leaves the machine.
+_SILENT = {
+    "COLLECT_ANALYTICS": "false",
+    "LATEST_VERSION_CHECK": "false",
+    "SENTRY_DSN": "",
+    "FRONTEND_SENTRY_DSN": "",
+}
 
 
 def is_installed(environment: Path) -> bool:
@@ -31,6 +45,8 @@ def is_installed(environment: Path) -> bool:
 def install(environment: Path) -> None:
     """Make a virtual environment, if there is none, and install Label Studio into it.
 
+    An empty database is made, too, that first starts begin with.
+
     Parameters
     ----------
     environment
@@ -47,11 +63,39 @@ def install(environment: Path) -> None:
         (str(python), "-m", "pip", "install", "--quiet", f"label-studio=={VERSION}"),
     )
     for step in steps:
-        if subprocess.run(step, check=False).returncode != 0:  # noqa: S603 - our own commands
-            raise LidivError(
-                f"Label Studio {VERSION} could not be installed into {environment}.",
-                remedy="The reason is printed above; PyPI must be reachable by pip.",
-            )
+        _require(step, environment)
+    with tempfile.TemporaryDirectory() as made:
+        (manage,) = environment.glob("lib/python*/site-packages/label_studio/manage.py")
+        _require(
+            (str(python), "-W", "ignore", str(manage), "migrate", "--verbosity", "0"),
+            environment,
+            LABEL_STUDIO_BASE_DATA_DIR=made,
+            **_SILENT,
+        )
+        _copy(Path(made) / DATABASE, environment / EMPTY_DATABASE)
+
+
+def _require(step: tuple[str, ...], environment: Path, **variables: str) -> None:
+    done = subprocess.run(  # noqa: S603 - our own commands
+        step, env=_inherited() | variables, check=False
+    )
+    if done.returncode != 0:
+        raise LidivError(
+            f"Label Studio {VERSION} could not be installed into {environment}.",
+            remedy="The reason is printed above; PyPI must be reachable by pip.",
+        )
+
+
+def _inherited() -> dict[str, str]:
+    # HOST is a common shell variable, and Label Studio would take it for its own address.
+    return {name: value for name, value in os.environ.items() if name != "HOST"}
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file so that it is there as a whole or not at all."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
 def service(*, environment: Path, folder: Path, port: int, credentials: Credentials) -> Service:
@@ -60,7 +104,8 @@ def service(*, environment: Path, folder: Path, port: int, credentials: Credenti
     Parameters
     ----------
     environment
-        Virtual environment with Label Studio, see `install`.
+        Virtual environment with Label Studio, see `install`; a folder without a database gets a
+        copy of its empty one.
     folder
         Keeps the SQLite database; files below it can be served as images.
     port
@@ -71,8 +116,9 @@ def service(*, environment: Path, folder: Path, port: int, credentials: Credenti
     folder = folder.resolve()
     data = folder / "label-studio"
     data.mkdir(parents=True, exist_ok=True)
-    # HOST is a common shell variable, and Label Studio would take it for its own address.
-    inherited = {name: value for name, value in os.environ.items() if name != "HOST"}
+    empty = environment / EMPTY_DATABASE
+    if empty.exists() and not (data / DATABASE).exists():
+        _copy(empty, data / DATABASE)
     return Service(
         name="Label Studio",
         command=(
@@ -87,7 +133,8 @@ def service(*, environment: Path, folder: Path, port: int, credentials: Credenti
             str(data),
             "--enable-legacy-api-token",
         ),
-        environment=inherited
+        environment=_inherited()
+        | _SILENT
         | {
             "LABEL_STUDIO_USERNAME": credentials.email,
             "LABEL_STUDIO_PASSWORD": credentials.password,
@@ -97,10 +144,6 @@ def service(*, environment: Path, folder: Path, port: int, credentials: Credenti
             # Both are needed for a backend on a private address.
             "ML_BLOCK_LOCAL_IP": "false",
             "SSRF_PROTECTION_ENABLED": "false",
-            "COLLECT_ANALYTICS": "false",
-            "LATEST_VERSION_CHECK": "false",
-            "SENTRY_DSN": "",
-            "FRONTEND_SENTRY_DSN": "",
             "PYTHONUNBUFFERED": "1",
         },
         log_path=folder / "logs" / "label-studio.log",
