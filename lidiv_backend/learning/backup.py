@@ -52,6 +52,8 @@ from lidiv_backend.learning.store import Store, StoreError, server_engine, unusa
 
 _FORMAT = 1
 _DATABASE = "lidiv.sqlite"
+#: Ends of the names of what SQLite keeps beside a database that is in use.
+_LOGS = ("-wal", "-shm", "-journal")
 _MANIFEST, _SEAL = "manifest.json", "manifest.sha256"
 #: Versions can be deleted; these are read while they are locked.
 _VERSIONS = ("models", "channels", "pins")
@@ -531,7 +533,10 @@ def _require_vacant(installation: Installation) -> None:
                 if connection.scalar(select(func.count()).select_from(table)):
                     found.append(f"rows in {table.name}")
         engine.dispose()
-    elif installation.sqlite.is_file() and any(_count_rows(installation.sqlite).values()):
+    elif not installation.sqlite.is_file():
+        logs = (Path(f"{installation.sqlite}{end}") for end in _LOGS)
+        found.extend(str(log) for log in logs if log.is_file() and log.stat().st_size)
+    elif any(_count_rows(installation.sqlite).values()):
         found.append(str(installation.sqlite))
     if found:
         raise OccupiedError(
@@ -551,6 +556,10 @@ def _put_in_place(installation: Installation, folder: Path, database: Path) -> N
             beside = cleanup.enter_context(_aside(installation.sqlite.parent)) / _DATABASE
             shutil.copyfile(database, beside)
             beside.chmod(0o600)
+            # A killed server's log would be applied to the file that comes in its database's place.
+            moves.extend(
+                (Path(f"{beside}{end}"), Path(f"{installation.sqlite}{end}")) for end in _LOGS
+            )
             moves.append((beside, installation.sqlite))
         with _exchanged(moves, folder / "before"):
             if installation.sqlite is None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from alembic import command
 from alembic.util import CommandError
-from sqlalchemy import Engine, create_engine, delete, event, func, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, delete, event, func, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -662,9 +662,29 @@ def _private(path: str, flags: int) -> int:
 
 def _migrate(engine: Engine) -> None:
     config = configuration()
-    with _migration_lock(engine), engine.begin() as connection:
+    with _migration_lock(engine), _whole_transaction(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+@contextlib.contextmanager
+def _whole_transaction(engine: Engine) -> Iterator[Connection]:
+    """Do all of what changes the tables, or nothing, also where the process is killed."""
+    if engine.dialect.name != "sqlite":
+        with engine.begin() as connection:
+            yield connection
+        return
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        # By itself Python's sqlite3 begins no transaction for statements that change tables.
+        before, driver.isolation_level = driver.isolation_level, None
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+            connection.commit()
+        finally:
+            connection.rollback()
+            driver.isolation_level = before
 
 
 def _reason(error: BaseException) -> str:

@@ -7,6 +7,8 @@ import json
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -339,6 +341,35 @@ def test_a_database_in_use_is_not_replaced(tmp_path: Path, make_weights: MakeWei
     server.close()
     restore(tmp_path / "lidiv.tar", old, overwrite=True)
     assert (rows(old.database), files(old.state)) == before
+
+
+#: A server that is killed while its last rows are in the log beside the database only.
+KILLED = """
+import os, sys
+from lidiv_backend.learning.store import Store
+store = Store(sys.argv[1])
+for number in range(60):
+    store.keep_event(action=f"LATER{number}", project="1.0", payload={"text": "y" * 900})
+os._exit(9)
+"""
+
+
+def test_what_a_killed_server_left_in_its_log_is_not_applied_to_what_is_restored(
+    tmp_path: Path, make_weights: MakeWeights
+) -> None:
+    old, other = here(tmp_path / "old"), here(tmp_path / "other")
+    fill(old, make_weights)
+    back_up(old, tmp_path / "lidiv.tar")
+    subprocess.run([sys.executable, "-c", KILLED, other.database], check=False)
+    assert other.sqlite is not None
+    other.sqlite.unlink()
+    with pytest.raises(OccupiedError, match="-wal"):
+        restore(tmp_path / "lidiv.tar", other)
+    restore(tmp_path / "lidiv.tar", other, overwrite=True)
+    assert rows(other.database) == rows(old.database)
+    with closing(sqlite3.connect(other.sqlite)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert leftovers(tmp_path) == []
 
 
 def test_a_restore_that_fails_half_way_changes_nothing(

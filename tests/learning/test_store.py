@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +15,7 @@ from alembic.config import Config
 from sqlalchemy import create_engine, inspect
 
 from lidiv_backend.learning import schema
+from lidiv_backend.learning.migrations import configuration
 from lidiv_backend.learning.store import (
     MAX_FAILURES,
     Failure,
@@ -225,6 +228,49 @@ def test_the_migrations_make_the_tables_that_the_code_has(path: Path, store: Sto
         assert names == {"alembic_version", *schema.Base.metadata.tables}
         command.downgrade(config, "base")
         assert inspect(connection).get_table_names() == ["alembic_version"]
+
+
+#: Brings an older database up to date and is killed between two changes of its tables.
+KILLED = """
+import os, sys
+from alembic import op
+from lidiv_backend.learning.store import Store
+make, made = op.create_index, []
+def make_and_die(*arguments, **options):
+    make(*arguments, **options)
+    made.append(arguments)
+    if len(made) == 2:
+        os._exit(9)
+op.create_index = make_and_die
+Store(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("revision", ["base", "0002"])
+def test_a_kill_between_two_changes_of_the_tables_leaves_the_older_database(
+    path: Path, revision: str
+) -> None:
+    url = f"sqlite:///{path}"
+    store = Store(url)
+    store.keep_answer(ANSWER)
+    store.close()
+    engine = create_engine(url)
+    config = configuration()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+        before = set(inspect(connection).get_table_names())
+    killed = subprocess.run([sys.executable, "-c", KILLED, url], check=False)
+    assert killed.returncode == 9
+    with engine.connect() as connection:
+        assert set(inspect(connection).get_table_names()) == before
+    engine.dispose()
+    store = Store(url)
+    store.keep_answer(ANSWER)
+    kept = store.answer(ANSWER.region_id)
+    assert kept is not None
+    assert kept.clicks == ANSWER.clicks
+    store.close()
 
 
 def test_a_database_that_cannot_be_opened_says_what_to_check(tmp_path: Path) -> None:
