@@ -6,7 +6,9 @@ import argparse
 import json
 from datetime import UTC, datetime
 
+from lidiv_backend.errors import BadRequestError
 from lidiv_backend.learning.registry import BASE, SHARED, ModelRegistry, channel_of
+from lidiv_backend.learning.store import Store
 from lidiv_backend.server.settings import Settings
 
 
@@ -30,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (promote, rollback):
         action.add_argument(
             "--project",
-            help="the project that learns by itself, as the list shows it; the shared model if not "
-            "given",
+            metavar="ID",
+            help="number of the project that learns by itself, or its name in the list; the shared "
+            "model if not given",
         )
 
 
@@ -41,11 +44,12 @@ def run(args: argparse.Namespace) -> int:
     Raises
     ------
     LidivError
-        If there is no such version, or it is damaged.
+        If there is no such version or project, or the version is damaged.
     """
     settings = Settings.from_environment()
     registry = ModelRegistry(settings.state_folder, base=settings.preset)
-    channel = channel_of(args.project) if getattr(args, "project", None) else SHARED
+    project = getattr(args, "project", None)
+    channel = SHARED if project is None else _find_channel(settings, registry, project)
     if args.action == "list":
         _list(registry)
     elif args.action == "show":
@@ -62,6 +66,24 @@ def run(args: argparse.Namespace) -> int:
         registry.unpin(args.version)
         print(f"{args.version} goes once it is old.")
     return 0
+
+
+def _find_channel(settings: Settings, registry: ModelRegistry, project: str) -> str:
+    """Find the channel of a project, by the project's number, its whole name or the channel's."""
+    store = Store(settings.database)
+    try:
+        known = {channel_of(name) for name in store.annotated_projects()}
+    finally:
+        store.close()
+    known |= {*registry.channels()} - {SHARED}
+    names = (project, channel_of(project))
+    found = [name for name in known if name in names or name.partition(".")[0] in names]
+    if len(found) != 1:
+        raise BadRequestError(
+            f"{len(found) or 'No'} projects that learn by themselves have the number {project}.",
+            remedy=f"Known are {', '.join(sorted(known)) or 'none'}; these names are taken, too.",
+        )
+    return found[0]
 
 
 def _list(registry: ModelRegistry) -> None:
