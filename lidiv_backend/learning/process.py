@@ -204,7 +204,9 @@ def _work(folder: Path, job: Job) -> Outcome:
     spec, device = settings.base_data, settings.device
     replayed: ImageSet | None
     if spec:
-        base = gate.BaseSet(images=open_image_set(spec, split="val"), about="the base set")
+        base = gate.BaseSet(
+            images=open_image_set(spec, split="val"), about="the base set", required=True
+        )
         replayed = open_image_set(spec, split="train")
     else:
         preset = Predictor.from_pretrained(job.base, device=device)

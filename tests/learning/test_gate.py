@@ -255,6 +255,41 @@ def test_who_forgets_is_kept() -> None:
     assert "forgot something" in found.text
 
 
+class Gone(PaintedSet):
+    """A data set whose files were moved."""
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        raise DataError("gone")
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_base_set_that_was_asked_for_has_to_be_measured(required: bool) -> None:
+    base = BaseSet(images=Gone(length=6), about="the base set", required=required)
+    found = verdict(Painter(1), Painter(3), base=base)
+    assert found.passed is not required
+    assert found.base is None
+    assert found.text.endswith("On the base set nothing could be measured.")
+    assert ("LIDIV_BASE_DATA" in found.text) is required
+
+
+@pytest.mark.parametrize("number", [5, 8, 20])
+def test_intervals_of_few_images_hold_the_mean_as_often_as_they_say(number: int) -> None:
+    trials = 600
+    drawn = np.random.default_rng(number).normal(0.0, 0.5, (trials, number))
+    found = [gate.mean_of_few(values) for values in drawn]
+    held = np.mean([interval.low <= 0.0 <= interval.high for interval in found])
+    better_by_chance = np.mean([interval.high < 0.0 for interval in found])
+    # Three standard errors of what 600 trials can tell.
+    assert held == pytest.approx(0.95, abs=0.027)
+    assert better_by_chance == pytest.approx(0.025, abs=0.019)
+    np.testing.assert_allclose([each.mean for each in found], drawn.mean(axis=1))
+
+
+def test_one_image_has_no_interval() -> None:
+    found = gate.mean_of_few(np.array([1.5]))
+    assert (found.low, found.mean, found.high) == (1.5, 1.5, 1.5)
+
+
 @pytest.mark.parametrize(
     ("mean", "low", "high", "worse"),
     [
