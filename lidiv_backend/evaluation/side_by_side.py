@@ -64,6 +64,7 @@ class _Student:
             self.selection if phase == "g" else None,
             loss=self.config.loss,
             train_proposal=phase == "f",
+            shuffle=self.config.shuffle,
         )
         self.proposal.requires_grad_(phase == "f")
         place(self.step, self._device)

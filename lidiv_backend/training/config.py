@@ -94,6 +94,10 @@ class TrainingConfig:
         0.5, stay as they are, but where they are wrong the loss has a gradient again: with Eq. 3
         alone logits grow until the sigmoid is flat all over the image. ``hypercolumn`` with ``can``
         only.
+    shuffle
+        Hand the masks to g in an order drawn for each example, as the paper does (Section 4). Of
+        the shipped weights none was trained so: in the order of the heads g first learns which of
+        them is right most often. g ``can`` only; the other does not see an order.
     rate, warmup, decay
         Learning rate, steps until it is reached, and weight decay. With ``warmup`` 0 the rate is
         constant (the paper); otherwise it then falls to 0 along a cosine.
@@ -143,6 +147,7 @@ class TrainingConfig:
     selection_grid: int = 1
     click_grid: int = 1
     soften: float = 1.0
+    shuffle: bool = False
     rate: float = 1e-4
     selection_rate: float | None = None
     warmup: int = 0
@@ -190,6 +195,11 @@ class TrainingConfig:
                 or self.selection is None
                 or self.selection.architecture == "can",
                 "selection_grid needs a selection of the architecture can",
+            ),
+            (
+                not self.shuffle
+                or (self.selection is not None and self.selection.architecture == "can"),
+                "shuffle needs a selection of the architecture can",
             ),
             (self.soften > 0, "soften is above 0"),
             (

@@ -153,6 +153,8 @@ class TrainingStep(nn.Module):
         False in g's phase: f is frozen.
     click_grid
         Pixels for each cell of the masks that are only shown.
+    shuffle
+        Whether g is handed the masks in an order drawn for each example, while it is trained.
     """
 
     def __init__(
@@ -163,6 +165,7 @@ class TrainingStep(nn.Module):
         loss: LossConfig,
         train_proposal: bool = True,
         click_grid: int = 1,
+        shuffle: bool = False,
     ) -> None:
         super().__init__()
         self.proposal = proposal
@@ -170,6 +173,7 @@ class TrainingStep(nn.Module):
         self.loss = loss
         self.train_proposal = train_proposal
         self.click_grid = click_grid
+        self.shuffle = shuffle
 
     def forward(
         self,
@@ -265,7 +269,15 @@ class TrainingStep(nn.Module):
         rated = None
         if self.selection is not None:
             features = [part.detach().float() for part in decoded.features]
-            rated = self.selection(rgb, prompt, masks, features).float()
-            loss = loss + self.selection.loss(rated, iou)
-            rated = rated.detach()
+            order = self._order(iou)
+            seen = masks.gather(1, order[..., None, None].expand_as(masks))
+            answer = self.selection(rgb, prompt, seen, features).float()
+            loss = loss + self.selection.loss(answer, iou.gather(1, order))
+            rated = torch.empty_like(answer).scatter(1, order, answer).detach()
         return Outcome(loss=loss, iou=iou, rated=rated, masks=masks)
+
+    def _order(self, iou: Tensor) -> Tensor:
+        """(B, M) indices of the heads, in the order in which g is handed their masks."""
+        if self.shuffle and self.training:
+            return torch.rand(iou.shape).argsort(1).to(iou.device)
+        return torch.arange(iou.shape[1], device=iou.device).expand(iou.shape)

@@ -340,6 +340,7 @@ class Trainer:
             loss=config.loss,
             train_proposal=phase != "g",
             click_grid=config.click_grid,
+            shuffle=config.shuffle,
         )
         self.proposal.requires_grad_(phase != "g")
         place(step, self.device)

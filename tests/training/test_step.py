@@ -132,7 +132,7 @@ class _Reveal(nn.Module):
 class TestSelection:
     @pytest.mark.parametrize("training", [True, False])
     def test_g_rates_the_masks_in_the_order_of_the_heads(self, training: bool) -> None:
-        # As in the paper: which head is right most often is the first thing that g can learn.
+        # Which head is right most often is the first thing that g can learn.
         step = step_of().train(training)
         reveal = _Reveal()
         step.selection = reveal  # type: ignore[assignment]
@@ -144,6 +144,30 @@ class TestSelection:
         torch.testing.assert_close(outcome.rated, outcome.masks.mean((-2, -1)))
         assert torch.equal(outcome.selected, outcome.masks.mean((-2, -1)).argmax(1))
         assert torch.equal(torch.get_rng_state(), state)
+
+    def test_shuffled_g_sees_each_example_in_an_order_of_its_own(self) -> None:
+        step = step_of()
+        step.shuffle = True
+        reveal = _Reveal()
+        step.selection = reveal  # type: ignore[assignment]
+        orders = set()
+        for _ in range(8):
+            outcome: Outcome = step(*_arguments())
+            seen = reveal.seen[-1]
+            same = (seen[:, :, None] - outcome.masks[:, None]).abs().amax((-2, -1)) == 0
+            assert (same.sum(1) == 1).all()
+            assert (same.sum(2) == 1).all()
+            places = same.float().argmax(2)
+            orders |= {tuple(row) for row in places.tolist()}
+            # The loss compares like with like, and what is reported is in the heads' order.
+            torch.testing.assert_close(reveal.iou, outcome.iou.gather(1, places))
+            torch.testing.assert_close(reveal.rated, seen.mean((-2, -1)))
+            assert outcome.rated is not None
+            torch.testing.assert_close(outcome.rated, outcome.masks.mean((-2, -1)))
+        assert len(orders) > 8
+        step.eval()
+        outcome = step(*_arguments())
+        assert torch.equal(reveal.seen[-1], outcome.masks)
 
 
 def _arguments() -> tuple[Tensor, tuple[Tensor, ...], Tensor, Prompt, Tensor, Tensor]:
