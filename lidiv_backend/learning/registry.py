@@ -3,7 +3,7 @@
 ::
 
     models/<version>/              weights with ``model.json``, as `lidiv_backend.model` writes them
-    models/<version>/report.json   where the version comes from and what the gate said
+    models/<version>/report.json   since when it is kept, where it comes from, what the gate said
     channels/<channel>.json        the version in use, and those that were in use before it
     pins/<version>                 kept whatever happens
 
@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ from lidiv_backend.model import load_model
 SHARED = "shared"
 #: What a pointer says for the preset that LiDiv came with.
 BASE = "base"
-_REPORT = "report.json"
+_REPORT, _ADDED = "report.json", "added"
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: A pointer remembers so many versions that were in use before.
 _HISTORY = 50
@@ -111,6 +112,14 @@ def channel_of(project: str) -> str:
     return f"project-x{hashlib.sha256(project.encode()).hexdigest()[:16]}"
 
 
+def _report_in(folder: Path) -> dict[str, Any]:
+    try:
+        report = read_json(folder / _REPORT)
+    except StorageError:
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
 class ModelRegistry:
     """The versions in a state folder.
 
@@ -159,8 +168,16 @@ class ModelRegistry:
         version = load_model(weights).version
         target = self._folder(version)
         with self.locked():
-            place_folder(weights, target, extra={_REPORT: encode_json(dict(report))})
+            # Not the folder's own time, which a backup does not bring back.
+            kept = {**report, _ADDED: time.time()}
+            place_folder(weights, target, extra={_REPORT: encode_json(kept)})
         return version
+
+    def report(self, version: str) -> dict[str, Any]:
+        """What `add` was told of a version; nothing of the base and of one that is not kept."""
+        report = {} if version == BASE else _report_in(self._folder(version))
+        report.pop(_ADDED, None)
+        return report
 
     def source(self, version: str) -> Path | str:
         """What `load_model` takes for a version: its folder, or the base preset.
@@ -291,17 +308,15 @@ class ModelRegistry:
         for folder in self._models.glob("*"):
             if not folder.is_dir() or folder.name.startswith(ASIDE):
                 continue
-            try:
-                report = read_json(folder / _REPORT)
-            except StorageError:
-                report = {}
+            report = _report_in(folder)
+            added = report.pop(_ADDED, None)
             entries.append(
                 VersionEntry(
                     version=folder.name,
-                    added=folder.stat().st_mtime,
+                    added=added if isinstance(added, float) else folder.stat().st_mtime,
                     in_use=tuple(in_use.get(folder.name, ())),
                     pinned=(self._pins / folder.name).exists(),
-                    report=report if isinstance(report, dict) else {},
+                    report=report,
                 )
             )
         return sorted(entries, key=lambda entry: (-entry.added, entry.version))

@@ -259,7 +259,7 @@ class Worker:
         outcome = read_outcome(folder)
         if outcome is None or outcome.error:
             forget_outcome(folder)
-            self._write_job(run, snapshot, base_version, folder)
+            self._write_job(snapshot, base_version, folder)
             outcome = self._trained(folder, alive)
         if outcome.error or outcome.weights is None:
             raise LidivError(outcome.error or "The training gave no weights.")
@@ -323,17 +323,16 @@ class Worker:
         alive.check()
         return self._fetch(project, task, address)
 
-    def _write_job(
-        self, run: TrainingRun, snapshot: Snapshot, base_version: str, folder: Path
-    ) -> None:
-        learnt = self._queue.last(run.channel, state=RunState.DONE)
+    def _write_job(self, snapshot: Snapshot, base_version: str, folder: Path) -> None:
+        # Not the last run's, whose version may have been kept back: what it learnt is new again.
+        learnt = self._registry.report(base_version).get("snapshot")
         Job(
             in_use=str(self._registry.source(base_version)),
             base=str(self._registry.base),
             vault=str(self._folders.vault),
             snapshots=str(self._folders.snapshots),
             snapshot=snapshot.digest,
-            earlier=None if learnt is None else learnt.snapshot,
+            earlier=learnt,
             settings=self._settings,
         ).write(folder)
 

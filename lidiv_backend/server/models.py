@@ -101,6 +101,5 @@ def _list(registry: ModelRegistry) -> None:
 def _show(registry: ModelRegistry, version: str) -> None:
     folder = registry.source(version)
     print(f"{version}: {folder}")
-    for entry in registry.versions():
-        if entry.version == version:
-            print(json.dumps(dict(entry.report), indent=1, sort_keys=True))
+    if report := registry.report(version):
+        print(json.dumps(report, indent=1, sort_keys=True))

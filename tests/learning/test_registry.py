@@ -177,6 +177,20 @@ def test_the_last_versions_are_kept(models: ModelRegistry, make_weights: MakeWei
     assert models.prune() == [names[3], names[2]]
 
 
+def test_a_copy_of_the_state_knows_which_versions_are_old(
+    models: ModelRegistry, make_weights: MakeWeights, tmp_path: Path
+) -> None:
+    names = add(models, make_weights, 1, 2, 3, 4)
+    added = {entry.version: entry.added for entry in models.versions()}
+    # As from an archive: everything is new, and in another order.
+    copied = ModelRegistry(tmp_path / "copy", base=models.base, keep=2)
+    for name in reversed(names):
+        shutil.copytree(models.source(name), tmp_path / "copy" / "models" / name)
+        (tmp_path / "copy" / "models" / name).touch()
+    assert {entry.version: entry.added for entry in copied.versions()} == added
+    assert set(copied.prune()) == {*names[:2]}
+
+
 def test_what_a_crash_left_behind_is_no_version(
     models: ModelRegistry, make_weights: MakeWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

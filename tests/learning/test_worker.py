@@ -13,7 +13,7 @@ import pytest
 
 from lidiv_backend.evaluation.measures import Interval
 from lidiv_backend.learning.gate import Comparison, Verdict
-from lidiv_backend.learning.process import Outcome
+from lidiv_backend.learning.process import Job, Outcome
 from lidiv_backend.learning.registry import BASE, SHARED, ModelRegistry, channel_of
 from lidiv_backend.learning.runs import MAX_ATTEMPTS, RunCause, RunQueue, RunState
 from lidiv_backend.learning.settings import LearningSettings, Thresholds
@@ -141,6 +141,23 @@ def test_what_is_not_better_is_kept_with_its_reason(
     assert run.message == "Kept, not promoted: worse."
     assert models.pointer(SHARED).version == BASE
     assert models.versions()[0].version == run.candidate
+
+
+def test_only_what_the_model_in_use_has_learnt_is_not_new(
+    make_worker: MakeWorker, lab: Lab, queue: RunQueue, make_weights: MakeWeights
+) -> None:
+    impatient = SETTINGS.model_copy(update={"pause_minutes": 0})
+    earlier = []
+    for number, passed in enumerate((False, True, False, False)):
+        script = good(make_weights(number + 1), passed=passed)
+        script.meanwhile = lambda script=script: earlier.append(  # type: ignore[misc]
+            Job.read(script.folders[-1]).earlier
+        )
+        annotate(lab, *range(4 * number, 4 * number + 4))
+        assert make_worker(script, settings=impatient).step()
+    promoted = queue.runs()[-2]
+    assert promoted.promoted
+    assert earlier == [None, None, promoted.snapshot, promoted.snapshot]
 
 
 def test_projects_may_learn_by_themselves(
