@@ -666,12 +666,11 @@ def _left_out(contents: Contents) -> list[Block]:
         Block(
             title="Left out",
             paragraphs=(
-                f"{len(contents.problems)} records could not be measured; {defects} of them by "
-                "a defect of a method.",
+                f"{len(contents.problems)} records or runs could not be measured; {defects} of "
+                "them by a defect of a method.",
             ),
             points=tuple(
-                f"{p.data_set} {p.object or p.image}{f', {p.method}' if p.method else ''}: "
-                f"{p.reason}"
+                f"{p.data_set} {p.object or p.image}{f', {p.run}' if p.run else ''}: {p.reason}"
                 for p in contents.problems
             ),
         )

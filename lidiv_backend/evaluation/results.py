@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A record that could not be measured.
+    """A record, or a run on it, that could not be measured.
 
     Parameters
     ----------
@@ -76,6 +76,9 @@ class Problem:
         For people.
     defect
         True where not the data are at fault but a method's code.
+    protocol, seed, settings
+        Of the run, as in its `Result`; empty where the data are at fault, and in files of earlier
+        versions, which did not write them down.
     """
 
     data_set: str
@@ -84,6 +87,26 @@ class Problem:
     method: str = ""
     object: str = ""
     defect: bool = False
+    protocol: str = ""
+    seed: int = 0
+    settings: str = ""
+
+    @property
+    def key(self) -> RunKey:
+        """What the run was about."""
+        return RunKey(
+            method=self.method,
+            data_set=self.data_set,
+            protocol=self.protocol,
+            image=self.image,
+            object=self.object,
+            seed=self.seed,
+        )
+
+    @property
+    def run(self) -> str:
+        """Method, protocol and seed, for people; empty where the data are at fault."""
+        return f"{self.method}, {self.protocol}, seed {self.seed}" if self.protocol else self.method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +184,8 @@ class Contents:
     results
         Of one key and settings the last; in the order in which they ran.
     problems
-        Records that could not be measured, each once. What a method failed on is left out where
-        a later run of the image went well.
+        Records that could not be measured, each once. A run that failed is left out where it went
+        well later, or where other settings, or weights, were asked for last.
     methods, data_sets
         Of one name the last.
     settings
@@ -177,18 +200,17 @@ class Contents:
 
     def latest(self) -> tuple[Result, ...]:
         """Leave out what was measured with other settings, or weights, than asked for last."""
-        wanted = {(s.method, s.data_set, s.protocol, s.settings) for s in self.settings}
-        return tuple(
-            result
-            for result in self.results
-            if (
-                result.key.method,
-                result.key.data_set,
-                result.key.protocol,
-                result.settings,
-            )
-            in wanted
-        )
+        wanted = set(self.settings)
+        return tuple(result for result in self.results if _settings_of(result) in wanted)
+
+
+def _settings_of(run: Result | Problem) -> SettingsEntry:
+    return SettingsEntry(
+        method=run.key.method,
+        data_set=run.key.data_set,
+        protocol=run.key.protocol,
+        settings=run.settings,
+    )
 
 
 def _to_line(entry: Entry) -> bytes:
@@ -232,7 +254,8 @@ def read_results(folder: Path) -> Contents:
     if not path.exists():
         return Contents()
     results: dict[tuple[RunKey, str], Result] = {}
-    problems: dict[Problem, None] = {}
+    # A record may have several reasons, a run that failed has its last one.
+    problems: dict[tuple[RunKey, str, str], Problem] = {}
     methods: dict[str, MethodEntry] = {}
     data_sets: dict[str, DataSetEntry] = {}
     settings: dict[tuple[str, str, str], SettingsEntry] = {}
@@ -249,21 +272,25 @@ def read_results(folder: Path) -> Contents:
             # Deleted first, so that the order is that of the last run.
             results.pop((entry.key, entry.settings), None)
             results[entry.key, entry.settings] = entry
+            problems.pop((entry.key, entry.settings, ""), None)
+            # Earlier versions wrote down neither protocol nor seed nor settings of what failed.
+            problems.pop((replace(entry.key, protocol="", seed=0), "", ""), None)
         elif isinstance(entry, Problem):
-            problems[entry] = None
+            reason = "" if entry.method else entry.reason
+            problems[entry.key, entry.settings, reason] = entry
         elif isinstance(entry, MethodEntry):
             methods[entry.label] = entry
         elif isinstance(entry, DataSetEntry):
             data_sets[entry.name] = entry
         else:
             settings[entry.method, entry.data_set, entry.protocol] = entry
-    measured = {(key.method, key.data_set, key.image, key.object) for key, _ in results}
+    wanted = set(settings.values())
     return Contents(
         results=tuple(results.values()),
         problems=tuple(
             problem
-            for problem in problems
-            if (problem.method, problem.data_set, problem.image, problem.object) not in measured
+            for problem in problems.values()
+            if not problem.settings or _settings_of(problem) in wanted
         ),
         methods=tuple(methods.values()),
         data_sets=tuple(data_sets.values()),

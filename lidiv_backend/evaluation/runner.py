@@ -280,6 +280,9 @@ def measure(
                     image=image.name,
                     method=label,
                     object=target.name,
+                    protocol=key.protocol,
+                    seed=key.seed,
+                    settings=hashes[chosen],
                     reason=repr(error),
                     defect=not isinstance(error, LidivError),
                 )

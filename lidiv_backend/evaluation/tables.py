@@ -67,11 +67,12 @@ def render_markdown(summaries: Sequence[Summary], problems: Sequence[Problem]) -
         ]
     if problems:
         defects = sum(problem.defect for problem in problems)
-        parts.append(f"## Left out: {len(problems)} records, {defects} by a defect of a method")
+        parts.append(
+            f"## Left out: {len(problems)} records or runs, {defects} by a defect of a method"
+        )
         parts.append(
             "\n".join(
-                f"- {p.data_set} {p.object or p.image}"
-                f"{f' ({p.method})' if p.method else ''}: {p.reason}"
+                f"- {p.data_set} {p.object or p.image}{f' ({p.run})' if p.run else ''}: {p.reason}"
                 for p in problems
             )
         )

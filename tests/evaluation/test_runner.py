@@ -53,6 +53,19 @@ class Broken(Threshold):
         return super().predict(image, clicks, previous)
 
 
+class Unlucky(Threshold):
+    """Fails at the second object, or seed, of the set that it begins with."""
+
+    begun = 0
+
+    def predict(self, image, clicks, previous=None):
+        if image.shape == (24, 32) and len(clicks) == 1:
+            type(self).begun += 1
+            if type(self).begun == 2:
+                raise ZeroDivisionError("no luck")
+        return super().predict(image, clicks, previous)
+
+
 class Interrupted(Threshold):
     """Ctrl+C at the fourth image."""
 
@@ -204,6 +217,64 @@ def test_a_defect_of_a_method_is_counted_and_fails_the_command(
     # Repaired, the records are measured and the problems forgotten.
     words[2] = f"ok={SOURCE},bad={SOURCE}"
     assert main([*words, "--resume"]) == 0
+
+
+def test_a_failure_at_one_seed_is_not_hidden_by_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--methods", f"a={__name__}:Unlucky", "--data-sets", f"folder:{folder}"]
+    words += ["--protocol", "sampled", "--seeds", "3", "--limit", "1", "--no-actions"]
+    words += ["--out", str(tmp_path / "out")]
+    Unlucky.begun = 0
+    assert main(words) == 1
+    printed = capsys.readouterr().out
+    assert "Left out: 1 records or runs, 1 by a defect" in printed
+    assert "(a, sampled, seed 1): ZeroDivisionError" in printed
+    contents = read_results(tmp_path / "out")
+    assert [result.key.seed for result in contents.latest()] == [0, 2]
+    # It fails only once, so the run that is missing goes well.
+    assert main([*words, "--resume"]) == 0
+    contents = read_results(tmp_path / "out")
+    assert [result.key.seed for result in contents.latest()] == [0, 2, 1]
+    assert contents.problems == ()
+
+
+def test_what_fails_with_new_weights_is_not_hidden_by_results_of_the_old(
+    folder: Path, tmp_path: Path
+) -> None:
+    words = ["evaluate", "--methods", f"a={SOURCE}", "--data-sets", f"folder:{folder}"]
+    words += ["--limit", "2", "--out", str(tmp_path / "out"), "--resume"]
+    assert main(words) == 0
+    words[2] = f"a={__name__}:Broken"
+    assert main(words) == 1
+    contents = read_results(tmp_path / "out")
+    assert [problem.settings for problem in contents.problems] == 2 * [
+        settings_hash(ProtocolSettings(), "broken")
+    ]
+    # With the old weights again, what is wrong with the new ones does not matter.
+    words[2] = f"a={SOURCE}"
+    assert main(words) == 0
+    assert read_results(tmp_path / "out").problems == ()
+
+
+def test_problems_of_earlier_versions_are_settled_by_what_ran_later(
+    folder: Path, tmp_path: Path
+) -> None:
+    centre = (ProtocolSettings(),)
+    first, second = evaluate(
+        plan(folder, settings=centre, limit=2), tmp_path / "new", quiet=True
+    ).latest()
+    with ResultLog(tmp_path) as log:
+        log.append([first])
+    with (tmp_path / FILE_NAME).open("a") as file:
+        for key in (first.key, second.key):
+            values = {"data_set": key.data_set, "image": key.image, "reason": "?", "defect": True}
+            values |= {"method": key.method, "object": key.object}
+            file.write(json.dumps({"kind": "problem", **values}) + "\n")
+    with ResultLog(tmp_path) as log:
+        log.append([second])
+    (problem,) = read_results(tmp_path).problems
+    assert (problem.object, problem.run) == (first.key.object, "bright")
 
 
 def test_ctrl_c_keeps_what_was_finished(folder: Path, tmp_path: Path) -> None:
