@@ -211,12 +211,13 @@ def draw_series(series: Sequence[Series], *, xlabel: str, ylabel: str) -> bytes:
 
 
 def draw_clicks_to_error(series: Sequence[Series]) -> bytes:
-    """Draw Figure 6: clicks (horizontal) that it took to come down to an error (vertical).
+    """Draw Figure 6: actions (horizontal) that it took to come down to an error (vertical).
 
     Parameters
     ----------
     series
-        A line for each model; x is the Jaccard error, the interval is of clicks.
+        A line for each model; x is the Jaccard error, the interval is of clicks and steps to
+        other proposals.
 
     Returns
     -------
@@ -226,19 +227,27 @@ def draw_clicks_to_error(series: Sequence[Series]) -> bytes:
     figure, (panel,) = _figure(1)
     for line in series:
         errors = [error for error, _ in line.points]
-        clicks = [value for _, value in line.points]
+        actions = [value for _, value in line.points]
         panel.fill_betweenx(
             errors,
-            [value.low for value in clicks],
-            [value.high for value in clicks],
+            [value.low for value in actions],
+            [value.high for value in actions],
             color=line.colour,
             alpha=0.15,
             linewidth=0,
         )
         panel.plot(
-            [value.mean for value in clicks], errors, color=line.colour, marker="o", label=line.name
+            [value.mean for value in actions],
+            errors,
+            color=line.colour,
+            marker="o",
+            label=line.name,
         )
-    panel.set(xlabel="clicks, fewer is better", ylabel="Jaccard error", ylim=(0, None))
+    panel.set(
+        xlabel="clicks and steps to other proposals, fewer is better",
+        ylabel="Jaccard error",
+        ylim=(0, None),
+    )
     _legend(figure, [panel])
     return _png(figure)
 

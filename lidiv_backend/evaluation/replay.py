@@ -116,13 +116,10 @@ def replay(
         IoU with the accepted mask at which the annotator would have stopped.
     """
     for interaction in interactions:
-        image = method.embed(interaction.rgb)
-        previous: NDArray[np.bool_] | None = None
-        ious = []
-        for count in range(1, len(interaction.clicks) + 1):
-            proposals = method.predict(image, interaction.clicks[:count], previous=previous)
-            previous = proposals[0].mask
-            ious.append(intersection_over_union(previous, interaction.accepted))
+        ious = [
+            intersection_over_union(mask, interaction.accepted)
+            for mask in masks_shown(method, interaction.rgb, interaction.clicks)
+        ]
         yield Replayed(
             name=interaction.name,
             project=interaction.project,
@@ -131,6 +128,56 @@ def replay(
             ious=tuple(ious),
             needed=next((k for k, iou in enumerate(ious, 1) if iou >= accepted_iou), None),
         )
+
+
+def masks_shown(
+    method: Method,
+    rgb: NDArray[np.uint8],
+    clicks: Sequence[Click],
+    steps: Sequence[int] | None = None,
+) -> Iterator[NDArray[np.bool_]]:
+    """Give the mask that shows after each click and each step, as the server would.
+
+    A click refines the mask that shows. Behind the last proposal of the first mask come those that
+    the model looks ahead to, if it does, and then the first again.
+
+    Parameters
+    ----------
+    method
+        The model.
+    rgb
+        uint8 (H, W, 3), the image, upright.
+    clicks
+        All clicks, in order.
+    steps
+        How many steps to the next proposal followed each click; none if not given.
+
+    Yields
+    ------
+    ndarray
+        bool (H, W); empty before the first positive click.
+    """
+    image = method.embed(rgb)
+    shown: NDArray[np.bool_] | None = None
+    following = (0,) * len(clicks) if steps is None else steps
+    for count, further in enumerate(following, start=1):
+        made = clicks[:count]
+        # Negative clicks alone say what not to take, and there is nothing yet to take it from.
+        if not any(click.positive for click in made):
+            yield np.zeros(rgb.shape[:2], np.bool_)
+            continue
+        proposals = list(method.predict(image, made, previous=shown))
+        look_ahead = getattr(method, "look_ahead", None) if shown is None else None
+        index = 0
+        shown = proposals[index].mask
+        yield shown
+        for _ in range(further):
+            if index + 1 == len(proposals) and look_ahead is not None:
+                proposals += look_ahead(image, made, proposals)
+                look_ahead = None
+            index = (index + 1) % len(proposals)
+            shown = proposals[index].mask
+            yield shown
 
 
 def summarise_replay(replayed: Sequence[Replayed]) -> ReplaySummary:

@@ -14,8 +14,13 @@ import numpy as np
 from lidiv_backend.clicks import Click
 from lidiv_backend.evaluation.figures import Series, draw_clicks_to_error
 from lidiv_backend.evaluation.measures import Interval, bootstrap_mean
-from lidiv_backend.evaluation.protocols import MAX_CLICKS, Method
-from lidiv_backend.evaluation.replay import Interaction, replay
+from lidiv_backend.evaluation.protocols import (
+    MAX_CLICKS,
+    Action,
+    Method,
+    intersection_over_union,
+)
+from lidiv_backend.evaluation.replay import masks_shown
 from lidiv_backend.evaluation.tables import markdown_table, show_interval
 from lidiv_backend.labelstudio.results import PlacedClick, read_saved_regions
 from lidiv_backend.learning.store import Store, StoredAnnotation, StoredAnswer
@@ -39,8 +44,8 @@ class Done:
         Which.
     clicks
         In pixels, without those that asked for another proposal.
-    steps
-        How many asked for another proposal.
+    steps_after
+        How many of the latter followed each click.
     seconds
         Spent on the task, as Label Studio measured it; None where it did not.
     model_version
@@ -49,9 +54,14 @@ class Done:
 
     task: StudyTask
     clicks: tuple[Click, ...]
-    steps: int
+    steps_after: tuple[int, ...]
     seconds: float | None
     model_version: str
+
+    @property
+    def steps(self) -> int:
+        """How often another proposal was asked for."""
+        return sum(self.steps_after)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +72,35 @@ class Measured:
     ----------
     done
         What the participant did.
-    ious
-        IoU with the wanted mask after each click.
+    actions
+        Clicks and steps to other proposals, with the IoU with the wanted mask after each.
     """
 
     done: Done
-    ious: tuple[float, ...]
+    actions: tuple[Action, ...]
+
+    @property
+    def ious(self) -> tuple[float, ...]:
+        """IoU after each click, before any step that followed it."""
+        return tuple(action.iou for action in self.actions if not action.stepped)
 
     def clicks_to(self, iou: float) -> int:
-        """Clicks until an IoU was reached; `MAX_CLICKS` if it never was."""
-        for count, found in enumerate(self.ious[:MAX_CLICKS], start=1):
-            if found >= iou:
-                return count
+        """Clicks until an IoU was reached, also by a step; `MAX_CLICKS` if it never was."""
+        clicks = 0
+        for action in self.actions:
+            clicks += not action.stepped
+            if action.iou >= iou:
+                return clicks
         return MAX_CLICKS
+
+    def actions_to(self, iou: float) -> int:
+        """Clicks and steps until an IoU was reached; `MAX_CLICKS` at most, or if it never was."""
+        found = next((each.actions for each in self.actions if each.iou >= iou), MAX_CLICKS)
+        return min(found, MAX_CLICKS)
 
     def reached(self, iou: float) -> bool:
         """Whether an IoU was reached."""
-        return any(found >= iou for found in self.ious[:MAX_CLICKS])
+        return any(action.iou >= iou for action in self.actions)
 
 
 def collect(
@@ -134,16 +156,20 @@ def _done(
     task: StudyTask, annotation: StoredAnnotation, answer: StoredAnswer, size: Sequence[int]
 ) -> Done:
     height, width = size
+    clicks: list[Click] = []
+    steps_after: list[int] = []
+    for click in answer.clicks:
+        # There is something to step on from only once there was a click.
+        if click.next:
+            steps_after[-1] += 1
+            continue
+        placed = PlacedClick(id=click.id, x=click.x, y=click.y, positive=click.positive)
+        clicks.append(placed.in_pixels(height=height, width=width))
+        steps_after.append(0)
     return Done(
         task=task,
-        clicks=tuple(
-            PlacedClick(id=click.id, x=click.x, y=click.y, positive=click.positive).in_pixels(
-                height=height, width=width
-            )
-            for click in answer.clicks
-            if not click.next
-        ),
-        steps=sum(click.next for click in answer.clicks),
+        clicks=tuple(clicks),
+        steps_after=tuple(steps_after),
         seconds=annotation.lead_time,
         model_version=answer.model_version,
     )
@@ -152,7 +178,7 @@ def _done(
 def measure(
     done: Iterable[Done], folder: Path, load: Callable[[str], Method]
 ) -> Iterator[Measured]:
-    """Make every click again: the model gives the masks that the participant saw.
+    """Make every click and step again: the model gives the masks that the participant saw.
 
     Parameters
     ----------
@@ -167,19 +193,24 @@ def measure(
         if not entry.clicks:
             continue
         rgb, mask = read_object(folder, entry.task.object)
-        interaction = Interaction(
-            name=entry.task.key, rgb=rgb, clicks=entry.clicks[:MAX_CLICKS], accepted=mask
+        clicks, steps_after = entry.clicks[:MAX_CLICKS], entry.steps_after[:MAX_CLICKS]
+        shown = masks_shown(load(entry.task.model), rgb, clicks, steps_after)
+        stepped = [place > 0 for steps in steps_after for place in range(1 + steps)]
+        yield Measured(
+            done=entry,
+            actions=tuple(
+                Action(actions=number, iou=intersection_over_union(found, mask), stepped=step)
+                for number, (found, step) in enumerate(zip(shown, stepped, strict=True), start=1)
+            ),
         )
-        (replayed,) = replay(load(entry.task.model), [interaction], accepted_iou=WANTED_IOU)
-        yield Measured(done=entry, ious=replayed.ious)
 
 
 def figure_6(plan: StudyPlan, measured: Sequence[Measured]) -> bytes:
-    """Draw the clicks that it took to come down to an error, a PNG."""
+    """Draw the clicks and steps that it took to come down to an error, a PNG."""
     series = []
     for number, model in enumerate(plan.models):
         own = [entry for entry in measured if entry.done.task.model == model.label]
-        points = [(error, _clicks(own, 1 - error)) for error in _ERRORS]
+        points = [(error, _actions(own, 1 - error)) for error in _ERRORS]
         if own:
             series.append(
                 Series(
@@ -195,6 +226,10 @@ def _clicks(measured: Sequence[Measured], iou: float) -> Interval:
     return bootstrap_mean(np.array([entry.clicks_to(iou) for entry in measured], dtype=float))
 
 
+def _actions(measured: Sequence[Measured], iou: float) -> Interval:
+    return bootstrap_mean(np.array([entry.actions_to(iou) for entry in measured], dtype=float))
+
+
 def render(plan: StudyPlan, measured: Sequence[Measured], missing: Sequence[str]) -> str:
     """Write the outcome as Markdown."""
     rows = []
@@ -208,9 +243,10 @@ def render(plan: StudyPlan, measured: Sequence[Measured], missing: Sequence[str]
                 str(len(own)),
                 show_interval(_clicks(own, WANTED_IOU)),
                 f"{100 * share:.0f} %" if own else "-",
-                f"{np.mean([entry.ious[-1] for entry in own]):.3f}" if own else "-",
+                f"{np.mean([entry.actions[-1].iou for entry in own]):.3f}" if own else "-",
                 f"{np.mean([entry.done.steps for entry in own]):.2f}" if own else "-",
                 f"{np.median(seconds):.0f}" if seconds else "-",
+                show_interval(_actions(own, WANTED_IOU)),
             )
         )
     header = (
@@ -221,15 +257,17 @@ def render(plan: StudyPlan, measured: Sequence[Measured], missing: Sequence[str]
         "last IoU",
         "steps to other proposals",
         "seconds (median)",
+        f"actions to {100 * WANTED_IOU:.0f} % IoU (95 % interval)",
     )
     participants = len({task.participant for task in plan.tasks})
     parts = [
         f"# User study\n\n{participants} participants, {len(plan.objects)} objects, "
         f"{len(plan.tasks)} tasks, seed {plan.seed}. Who never reached "
-        f"{100 * WANTED_IOU:.0f} % counts {MAX_CLICKS} clicks. Masks between the clicks come from "
-        "the same clicks, made again on the same model.",
+        f"{100 * WANTED_IOU:.0f} % counts {MAX_CLICKS} clicks. Masks in between come from the same "
+        "clicks and steps to other proposals, made again on the same model. Actions, which the "
+        "figure counts, are clicks and steps alike.",
         markdown_table(header, rows),
-        "![Clicks against error](figure-6.png)",
+        "![Actions against error](figure-6.png)",
     ]
     if missing:
         parts.append("## Missing\n\n" + "\n".join(f"- {reason}" for reason in missing))
@@ -251,11 +289,23 @@ def as_json(
                 "tasks": len(own),
                 "version": versions.get(model.label),
                 "clicks": asdict(_clicks(own, WANTED_IOU)),
+                "actions": asdict(_actions(own, WANTED_IOU)),
                 "clicks_to_error": {
                     f"{error:.2f}": asdict(_clicks(own, 1 - error)) for error in _ERRORS
                 },
+                "actions_to_error": {
+                    f"{error:.2f}": asdict(_actions(own, 1 - error)) for error in _ERRORS
+                },
             }
-    tasks = [{**asdict(entry.done), "ious": entry.ious} for entry in measured]
+    tasks = [
+        {
+            **asdict(entry.done),
+            "steps": entry.done.steps,
+            "ious": entry.ious,
+            "actions": [asdict(action) for action in entry.actions],
+        }
+        for entry in measured
+    ]
     return json.dumps(
         {"seed": plan.seed, "models": summaries, "tasks": tasks, "missing": list(missing)},
         indent=1,

@@ -1,10 +1,13 @@
 import math
 
 import numpy as np
+import pytest
 
 from lidiv_backend.clicks import Click
-from lidiv_backend.evaluation.replay import Interaction, replay, summarise_replay
+from lidiv_backend.evaluation.replay import Interaction, masks_shown, replay, summarise_replay
+from lidiv_backend.labelstudio.interaction import Interactions
 from lidiv_backend.predictor import Proposal
+from tests.fake_engine import FakeEngine
 
 ACCEPTED = np.zeros((10, 20), bool)
 ACCEPTED[:, :10] = True
@@ -53,3 +56,40 @@ def test_nothing_to_replay() -> None:
     summary = summarise_replay(list(replay(Growing(speed=1), [])))
     assert summary.interactions == 0
     assert math.isnan(summary.saved.mean)
+
+
+def calls(engine: FakeEngine) -> list[tuple[object, object]]:
+    """The clicks and previous masks that it was asked with, each once told."""
+    asked = [(clicks, None if mask is None else mask.tolist()) for clicks, mask in engine.calls]
+    engine.calls.clear()
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("made", "steps"),
+    [
+        # Through all four proposals and the two behind them, and once more to the second.
+        ("+nnnnnnn", [7]),
+        # What is clicked after a step refines the mask that was stepped to.
+        ("+n-nnnn+", [1, 4, 0]),
+        # Nothing shows until something is clicked positively.
+        ("-+n", [0, 1]),
+    ],
+)
+def test_masks_are_those_that_the_server_shows(made: str, steps: list[int]) -> None:
+    places = {"+": (40.0, 30.0), "-": (70.0, 50.0), "n": (40.0, 30.5)}
+    clicks = [Click(x=places[kind][0], y=places[kind][1], positive=kind != "-") for kind in made]
+    engine, rgb = FakeEngine(ahead=(0.45, 0.05)), np.zeros((90, 120, 3), np.uint8)
+    # Beside the last click, not on it: a refinement.
+    clicks[-1] = clicks[-1] if made[-1] == "n" else Click(x=10, y=10)
+    image, server = engine.embed(rgb), Interactions(max_bytes=10**8)
+    shown = [server.replay(engine, image, clicks[:count]) for count in range(1, len(clicks) + 1)]
+    assert shown[-1].cycling == tuple(kind == "n" for kind in made)
+    prompts = [click for click, kind in zip(clicks, made, strict=True) if kind != "n"]
+    asked = calls(engine)
+    found = list(masks_shown(engine, rgb, prompts, steps))
+    assert calls(engine) == asked
+    assert len(found) == len(shown)
+    for mask, expected in zip(found, shown, strict=True):
+        wanted = np.zeros((90, 120), bool) if expected.shown is None else expected.shown.mask
+        assert np.array_equal(mask, wanted)

@@ -272,6 +272,11 @@ def test_figure_6_and_its_numbers(
     if one["task"]["model"] == "blunt":
         assert one["ious"][0] == intersection_over_union(np.ones_like(mask), mask)
     assert len(one["ious"]) == 5
+    # The second click of the six asked for another proposal.
+    assert (one["steps"], one["steps_after"]) == (1, [1, 0, 0, 0, 0])
+    assert [action["stepped"] for action in one["actions"]] == [False, True] + 4 * [False]
+    assert outcome["models"]["blunt"]["clicks"]["mean"] == 4
+    assert outcome["models"]["blunt"]["actions"]["mean"] == 5
 
 
 def vars_of(task: Any) -> dict[str, Any]:
