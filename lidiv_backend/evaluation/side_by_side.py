@@ -88,7 +88,8 @@ class _Student:
             raise TrainingError(
                 f"In step {number + 1} of {self.phase} the loss of {self.variant.label} is no "
                 "finite number any more.",
-                remedy="Train with a smaller --rate.",
+                remedy="Leave it out: with the other variants behind --variants, the same command "
+                "goes on with them.",
             )
         outcome.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)

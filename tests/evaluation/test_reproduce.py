@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lidiv_backend.errors import BadRequestError
+from lidiv_backend.errors import BadRequestError, TrainingError
 from lidiv_backend.evaluation import reproduce, side_by_side
 from lidiv_backend.evaluation.reference import FIGURE_5, TABLE_2, TABLE_3, TABLE_4
 from lidiv_backend.evaluation.side_by_side import SideBySide, rate_factor
@@ -143,6 +145,28 @@ class TestTraining:
         more = dataclasses.replace(TINY, steps=3)
         with pytest.raises(BadRequestError, match="unfinished training of rdl, each: 2 steps"):
             together(tmp_path, ["rdl"], more).run()
+
+    def test_a_variant_that_diverges_can_be_left_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(side_by_side, "_CHECKPOINT_EVERY", 1)
+        wild = dataclasses.replace(VARIANTS["rdl"], rate=1e30)
+        images = tiny.PaintedSet(count=1)
+        trainer = SideBySide([VARIANTS["m2"], wild], TINY, images, tmp_path, workers=0)
+        with pytest.raises(TrainingError, match="In step 2 of f the loss of rdl") as caught:
+            trainer.run()
+        parser = argparse.ArgumentParser()
+        reproduce.add_arguments(parser)
+        named = re.findall(r"--[\w-]+", str(caught.value.remedy))
+        assert named == ["--variants"]
+        assert set(named) <= set(parser._option_string_actions)
+        assert together(tmp_path, ["m2"]).run()
+        assert together(tmp_path / "alone", ["m2"]).run()
+        one, other = (
+            load_file(folder / "weights" / "m2" / "f.safetensors")
+            for folder in (tmp_path, tmp_path / "alone")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)
 
     def test_dos_begins_with_vgg_and_learns_all_of_it(self, tmp_path: Path) -> None:
         assert together(tmp_path, ["dos"]).run()
