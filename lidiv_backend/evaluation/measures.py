@@ -127,13 +127,14 @@ class Summary:
     iou
         Mean IoU of the selected mask after 1, 2, ... 20 clicks; NaN before the first result.
     oracle
-        The same of the best proposal.
+        The same of the best of all masks that the annotator can step to, see `Step`.
     error
         Interval of the Jaccard error, 1 - IoU, after 1, 2, ... 20 clicks.
     first_iou, first_oracle
-        IoU of the first result, selected and best.
+        IoU of the first result, selected and best of what can be stepped to.
     regret
-        Mean over all results of the oracle's IoU minus the selected one's.
+        Mean over the results after all clicks, not the first alone, of the oracle's IoU minus the
+        selected one's.
     worse
         Share of further clicks that made the selected mask worse, in [0, 1].
     click_seconds
@@ -141,7 +142,7 @@ class Summary:
     first_mask_seconds
         Of embedding and first prediction together.
     proposals
-        Mean number of proposals.
+        Mean number of masks that can be stepped to.
     calibration
         Of the expected IoU; None for methods that expect none.
     """
@@ -188,7 +189,7 @@ def number_of_actions(trace: Trace, iou: float, *, maximum: int = MAX_CLICKS) ->
 
 
 def iou_after(trace: Trace, clicks: int, *, oracle: bool = False) -> float:
-    """IoU after so many clicks, of the selected mask or of the best proposal.
+    """IoU after so many clicks, of the selected mask or of the best that can be stepped to.
 
     NaN before the first result; the last one where the annotator had stopped before.
     """

@@ -89,11 +89,12 @@ class Step:
     iou
         IoU of the selected (first) proposal.
     oracle
-        IoU of the best of all proposals.
+        IoU of the best of all masks that the annotator can step to, those that the method looks
+        ahead to included.
     seconds
         Time of this prediction, without the embedding.
     proposals
-        How many proposals there were.
+        How many masks the annotator could step to, the selected one included.
     expected
         IoU that the method expected of the selected proposal; None if it does not say.
     """

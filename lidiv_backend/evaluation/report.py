@@ -293,17 +293,19 @@ def _main_blocks(results: Sequence[Result]) -> list[Block]:
                     paragraphs=(
                         "A click can mean the jacket or the person. A method with several "
                         "proposals shows the one that it thinks best; the best proposal is the "
-                        "one that overlaps the wanted mask most. Their distance, the regret, is "
-                        "what the choice costs. Actions count clicks and steps to another "
-                        "proposal alike, for an annotator who does whichever helps more: where "
-                        "they are fewer than the clicks, alternatives save work.",
+                        "one that overlaps the wanted mask most, of all that can be stepped to, "
+                        "those that the method looks ahead to included. Their distance, the "
+                        "regret, as a mean over all clicks, is what it costs to see the first one "
+                        "only. Actions count clicks and steps to another proposal alike, for an "
+                        "annotator who does whichever helps more: where they are fewer than the "
+                        "clicks, alternatives save work.",
                     ),
                     table=_alternatives_table(several),
                     pictures=(
                         Picture(
                             name=f"alternatives-{protocol}",
-                            caption="The selected mask, and above it (dashed) the best of the "
-                            "proposals.",
+                            caption="The selected mask, and above it (dashed) the best of all that "
+                            "can be stepped to.",
                             png=draw_alternatives(several),
                         ),
                     ),
