@@ -22,7 +22,13 @@ from lidiv_backend.clicks import Click
 from lidiv_backend.labelstudio.interaction import Start
 from lidiv_backend.labelstudio.options import ProjectOptions
 from lidiv_backend.labelstudio.requests import Task
-from lidiv_backend.labelstudio.results import PlacedClick, Prompt, SavedRegion, find_saved_region
+from lidiv_backend.labelstudio.results import (
+    PlacedClick,
+    Prompt,
+    SavedRegion,
+    find_saved_region,
+    saved_region_ids,
+)
 from lidiv_backend.predictor import Proposal
 
 #: Seconds after which a rectangle that was not touched is forgotten, and what an interaction began
@@ -96,8 +102,14 @@ class Keeper(Protocol):
         whoever had some, if that is clear.
         """
 
-    def waiting_boxes(self, project: str, task: int | None) -> tuple[tuple[Prompt, ...], ...]:
-        """Give the rectangles of a task that are not forgotten yet, each annotator's apart."""
+    def waiting_boxes(
+        self, project: str, task: int | None, *, accepted: frozenset[str] = frozenset()
+    ) -> tuple[tuple[Prompt, ...], ...]:
+        """Give the rectangles of a task that are not forgotten yet, each annotator's apart.
+
+        Those that were answered with a region in `accepted` wait no longer. Label Studio says
+        nothing when they go.
+        """
 
     def keep_begun(self, key: InteractionKey, begun: Begun) -> Begun:
         """Keep a beginning, and give the one that counts: somebody else's, who came before."""
@@ -197,9 +209,12 @@ class Beginnings:
         if options.rectangles:
             size = {"height": height, "width": width}
             click = prompt.clicks[0].in_pixels(**size)
+            waiting = self._keeper.waiting_boxes(
+                key.project, key.task, accepted=saved_region_ids(task)
+            )
             around = [
                 (each.box.in_pixels(**size).area, group, number)
-                for group in self._keeper.waiting_boxes(key.project, key.task)
+                for group in waiting
                 for number, each in enumerate(group)
                 if each.box is not None
                 and each.target == prompt.target

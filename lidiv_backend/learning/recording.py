@@ -21,7 +21,7 @@ from lidiv_backend.labelstudio.beginnings import (
 from lidiv_backend.labelstudio.config import Target
 from lidiv_backend.labelstudio.results import PlacedBox, PlacedClick, Prompt
 from lidiv_backend.labelstudio.service import Answer
-from lidiv_backend.learning.schema import BeginningRow, WaitingBoxesRow, now
+from lidiv_backend.learning.schema import BeginningRow, InteractionRow, WaitingBoxesRow, now
 from lidiv_backend.learning.store import (
     Store,
     StoredAnswer,
@@ -147,14 +147,23 @@ class BeginningLog:
         except StoreError as error:
             _LOG.error("Rectangles are not kept. %s", error)
 
-    def waiting_boxes(self, project: str, task: int | None) -> tuple[tuple[Prompt, ...], ...]:
-        """Give the rectangles of a task that are not forgotten yet, each annotator's apart."""
+    def waiting_boxes(
+        self, project: str, task: int | None, *, accepted: frozenset[str] = frozenset()
+    ) -> tuple[tuple[Prompt, ...], ...]:
+        """Give the rectangles of a task that are not forgotten yet, each annotator's apart.
+
+        Those that were answered with a region in `accepted` wait no longer.
+        """
         wanted = _at(project, task).where(WaitingBoxesRow.placed_at >= self._oldest_box())
         try:
             with self._store.reading() as session:
                 # The latest first, for rectangles of the same size.
-                rows = session.scalars(wanted.order_by(WaitingBoxesRow.id.desc()))
-                return tuple(tuple(_box(content) for content in row.boxes) for row in rows)
+                rows = session.scalars(wanted.order_by(WaitingBoxesRow.id.desc())).all()
+                groups = [tuple(_box(content) for content in row.boxes) for row in rows]
+                if groups and accepted:
+                    done = _accepted_boxes(session, project, task, accepted)
+                    groups = [tuple(box for box in group if not done(box)) for group in groups]
+                return tuple(group for group in groups if group)
         except StoreError as error:
             _LOG.error("Rectangles cannot be looked up. %s", error)
             return ()
@@ -197,6 +206,29 @@ def _at(project: str, task: int | None) -> Select[WaitingBoxesRow]:
     return select(WaitingBoxesRow).where(
         WaitingBoxesRow.project == project, WaitingBoxesRow.task == task
     )
+
+
+def _accepted_boxes(
+    session: Session, project: str, task: int | None, accepted: frozenset[str]
+) -> Callable[[Prompt], bool]:
+    """Give a test of whether a rectangle was answered with one of the accepted regions."""
+    answers = session.execute(
+        select(InteractionRow.region_id, InteractionRow.first_click, InteractionRow.clicks)
+        .where(InteractionRow.project == project, InteractionRow.task == task)
+        .order_by(InteractionRow.created_at)
+    ).all()
+    found = [answer for answer in answers if answer.region_id in accepted]
+    # A rectangle that was moved since is answered for other clicks.
+    latest = {answer.first_click: answer.clicks for answer in answers}
+    ids = {answer.first_click for answer in found if answer.clicks == latest[answer.first_click]}
+    # Clicks that refine a rectangle's mask make answers of their own.
+    keys = {
+        _digest(InteractionKey(project=project, task=task, first_click=answer.first_click))
+        for answer in found
+    }
+    begun = session.scalars(select(BeginningRow.content).where(BeginningRow.key.in_(keys)))
+    refined = {_begun(content).box for content in begun}
+    return lambda box: box.id in ids or box in refined
 
 
 def _digest(key: InteractionKey) -> str:

@@ -160,6 +160,52 @@ def test_rectangles_that_are_gone_are_forgotten(app: Flask, engine: FakeEngine) 
     assert engine.calls[-1][1] is None
 
 
+def as_draft(*accepted: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"result": [brush(mask_of(each), id=each["id"]) for each in accepted]}]
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_a_rectangle_whose_mask_was_accepted_is_done_with(
+    app: Flask, engine: FakeEngine, refined: bool
+) -> None:
+    client = app.test_client()
+    ask_for(client, rectangles=True)
+    boxes = [*box(10, 10, 80, 80, id="around"), *box(60, 60, 20, 20, id="inside")]
+    accepted = answer(client, with_context(RECTANGLE, *boxes))
+    if refined:
+        accepted = answer(client, with_context(RECTANGLE, *click(55, 55, id="more")))
+    assert len(accepted) == 2
+    # Label Studio takes the rectangles away without a word.
+    new = with_context(RECTANGLE, *click(14, 14, id="new"), drafts=as_draft(*accepted))
+    (region,) = answer(client, new)
+    assert (len(engine.calls[-1][0]), engine.calls[-1][1]) == (1, None)
+    assert region["id"] not in [each["id"] for each in accepted]
+
+
+def test_a_mask_that_was_accepted_is_not_shown_beside_another_one(
+    app: Flask, engine: FakeEngine
+) -> None:
+    client = app.test_client()
+    ask_for(client, rectangles=True)
+    boxes = [*box(5, 5, 30, 30, id="one"), *box(60, 60, 30, 30, id="two")]
+    one, two = answer(client, with_context(RECTANGLE, *boxes))
+    refine = click(20, 20, id="no", positive=False)
+    (_,) = answer(client, with_context(RECTANGLE, *refine, drafts=as_draft(two)))
+    np.testing.assert_array_equal(engine.calls[-1][1], mask_of(one))
+
+
+def test_a_rectangle_that_was_moved_waits_again(app: Flask, engine: FakeEngine) -> None:
+    client = app.test_client()
+    ask_for(client, rectangles=True)
+    (accepted,) = answer(client, with_context(RECTANGLE, *box(30, 30, 40, 40, id="box")))
+    drafts = as_draft(accepted)
+    moved = box(10, 30, 60, 40, id="box")
+    (before,) = answer(client, with_context(RECTANGLE, *moved, drafts=drafts))
+    refine = click(30, 40, id="no", positive=False)
+    (_,) = answer(client, with_context(RECTANGLE, *refine, drafts=drafts))
+    np.testing.assert_array_equal(engine.calls[-1][1], mask_of(before))
+
+
 def test_a_rectangle_is_known_to_every_replica(
     make_app: Callable[..., Flask], engine: FakeEngine
 ) -> None:
