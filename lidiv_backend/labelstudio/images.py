@@ -22,7 +22,12 @@ from pydantic import SecretStr
 from lidiv_backend.caching import BoundedCache
 from lidiv_backend.errors import BadImageError, BadRequestError, LidivError
 from lidiv_backend.images import read_rgb
-from lidiv_backend.labelstudio.guarded_http import Reach, RefusedAddressError, open_session
+from lidiv_backend.labelstudio.guarded_http import (
+    Reach,
+    RefusedAddressError,
+    TimeIsUpError,
+    open_session,
+)
 from lidiv_backend.observing import stage
 
 _MAX_HOPS = 6
@@ -271,10 +276,15 @@ class ImageSource:
 
     def _download(self, address: str, connection: Connection | None, task: int | None) -> bytes:
         deadline = self._clock() + self._limits.total_seconds
+
+        def seconds_left() -> float:
+            return deadline - self._clock()
+
         hop = self._first_hop(address, connection, task)
         renewed = False
         for _ in range(_MAX_HOPS):
-            with self._sent("GET", hop, headers=self._authorization(hop, connection)) as answer:
+            headers = self._authorization(hop, connection, seconds_left)
+            with self._sent("GET", hop, seconds_left, headers=headers) as answer:
                 if (
                     answer.status_code == 401
                     and not renewed
@@ -289,7 +299,7 @@ class ImageSource:
                     path = f"/storage-data/uploaded/?filepath=upload/{quote(unquote(name))}"
                     hop = self._hop(base + path, connection)
                 else:
-                    return self._body(answer, hop, deadline)
+                    return self._body(answer, hop)
         raise ImageFetchError(
             f"The image {_shown(address)} is redirected more than {_MAX_HOPS} times.",
             remedy="Give the task the image's final address.",
@@ -386,22 +396,35 @@ class ImageSource:
         self,
         method: str,
         hop: _Hop,
+        seconds_left: Callable[[], float],
         *,
         headers: dict[str, str] | None = None,
         body: dict[str, str] | None = None,
     ) -> Iterator[requests.Response]:
         """Send one request; the answer's body is not read yet, and redirects are not followed."""
         host = _split(hop.url).hostname
-        with open_session(hop.reach, ca_bundle=self._ca_bundle) as session:
+        with open_session(
+            hop.reach, ca_bundle=self._ca_bundle, seconds_left=seconds_left
+        ) as session:
             try:
+                left = seconds_left()
+                if left <= 0:
+                    raise TimeIsUpError
                 answer = session.request(
                     method,
                     hop.url,
                     headers={"Accept-Encoding": "identity", **(headers or {})},
                     json=body,
                     stream=True,
-                    timeout=(self._limits.connect_seconds, self._limits.read_seconds),
+                    timeout=(min(self._limits.connect_seconds, left), self._limits.read_seconds),
                 )
+                with answer:
+                    yield answer
+            except TimeIsUpError as error:
+                raise ImageFetchError(
+                    f"{host} took longer than {self._limits.total_seconds:g} s for the image.",
+                    remedy="Is the image's source overloaded?",
+                ) from error
             except RefusedAddressError as error:
                 raise ImageAddressError(
                     f"The host {host!r} has an address in a private network.",
@@ -410,8 +433,6 @@ class ImageSource:
                 ) from error
             except requests.RequestException as error:
                 raise _unreachable(host, error) from error
-            with answer:
-                yield answer
 
     def _forget_access(self, hop: _Hop, connection: Connection | None) -> bool:
         """Drop an access token, which may have been revoked before its time."""
@@ -422,7 +443,9 @@ class ImageSource:
         self._access_tokens.forget(connection.url, token)
         return known
 
-    def _authorization(self, hop: _Hop, connection: Connection | None) -> dict[str, str]:
+    def _authorization(
+        self, hop: _Hop, connection: Connection | None, seconds_left: Callable[[], float]
+    ) -> dict[str, str]:
         token = connection.token.get_secret_value() if connection else ""
         if connection is None or not hop.with_token or not token:
             return {}
@@ -431,14 +454,15 @@ class ImageSource:
         except jwt.InvalidTokenError:
             return {"Authorization": f"Token {token}"}
         if kind == "refresh":
-            token = self._access_tokens.find(connection.url, token) or self._exchange(connection)
+            known = self._access_tokens.find(connection.url, token)
+            token = known or self._exchange(connection, seconds_left)
         return {"Authorization": f"Bearer {token}"}
 
-    def _exchange(self, connection: Connection) -> str:
+    def _exchange(self, connection: Connection, seconds_left: Callable[[], float]) -> str:
         """Turn a personal access token into an access token."""
         token = connection.token.get_secret_value()
         hop = self._hop(_join(connection.url, "/api/token/refresh/"), connection)
-        with self._sent("POST", hop, body={"refresh": token}) as answer:
+        with self._sent("POST", hop, seconds_left, body={"refresh": token}) as answer:
             try:
                 content = answer.raw.read(_CHUNK, decode_content=True)
                 access = json.loads(content)["access"] if answer.ok else None
@@ -449,7 +473,7 @@ class ImageSource:
         self._access_tokens.keep(connection.url, token, access)
         return access
 
-    def _body(self, answer: requests.Response, hop: _Hop, deadline: float) -> bytes:
+    def _body(self, answer: requests.Response, hop: _Hop) -> bytes:
         host = _split(hop.url).hostname
         if hop.from_label_studio and answer.status_code in (401, 403):
             raise _token_refused()
@@ -467,11 +491,6 @@ class ImageSource:
                     raise BadImageError(
                         f"The image's file is larger than {self._limits.max_bytes:,} bytes.",
                         remedy="Scale the image down, or raise LIDIV_MAX_IMAGE_BYTES.",
-                    )
-                if self._clock() > deadline:
-                    raise ImageFetchError(
-                        f"{host} took longer than {self._limits.total_seconds:g} s for the image.",
-                        remedy="Is the image's source overloaded?",
                     )
                 pieces.append(piece)
         except requests.RequestException as error:

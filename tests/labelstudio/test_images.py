@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import threading
@@ -436,6 +437,77 @@ def test_a_source_that_trickles_is_given_up(host: ImageHost) -> None:
     host.routes[UPLOAD] = Answer(body=bytes(1_000_000))
     with pytest.raises(ImageFetchError, match="longer than 60 s"):
         fetch(UPLOAD, connection(host), clock=lambda: float(next(ticks)))
+
+
+@contextlib.contextmanager
+def dripping(head: bytes, now: list[float]) -> Iterator[str]:
+    """Serve an answer that goes on byte by byte, one a second, and stops; gives its address."""
+    done = threading.Event()
+
+    def drip() -> None:
+        connected, _ = server.accept()
+        # The other side may have had enough.
+        with connected, contextlib.suppress(OSError):
+            connected.recv(1 << 16)
+            connected.sendall(head)
+            for _ in range(1000):
+                now[0] += 1
+                connected.sendall(b"x")
+            done.wait(30)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            done.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-Endless: ",
+        b"HTTP/1.1 200 ",
+    ],
+)
+@pytest.mark.parametrize("configured", [True, False])
+@pytest.mark.parametrize("token", ["legacy", "refresh"])
+def test_a_source_that_drips_is_given_up(head: bytes, configured: bool, token: str) -> None:
+    now = [0.0]
+    secret = SecretStr(personal_token() if token == "refresh" else token)
+    with dripping(head, now) as url:
+        at = Connection(url=url, token=secret, configured=configured)
+        with pytest.raises(ImageFetchError, match="longer than 60 s"):
+            fetch(UPLOAD, at, clock=lambda: now[0])
+
+
+def test_redirects_take_no_longer_than_one_answer_may(host: ImageHost) -> None:
+    now = [0.0]
+
+    def slowly(seen: Seen) -> Answer:
+        now[0] += 40
+        return Answer(302, headers={"Location": UPLOAD})
+
+    host.routes[UPLOAD] = slowly
+    with pytest.raises(ImageFetchError, match="longer than 60 s"):
+        fetch(UPLOAD, connection(host), clock=lambda: now[0])
+    assert len(host.seen) == 2
+
+
+def test_nobody_waits_for_a_piece_when_the_time_is_up(host: ImageHost) -> None:
+    release = threading.Event()
+    host.routes[UPLOAD] = Answer(body=PNG, while_sending=lambda: release.wait(30))
+    limits = FetchLimits(read_seconds=5, total_seconds=0.1)
+    try:
+        with pytest.raises(ImageFetchError, match=r"longer than 0\.1 s"):
+            fetch(UPLOAD, connection(host), limits=limits)
+    finally:
+        release.set()
 
 
 def test_a_file_over_the_limit_is_not_read_to_its_end(host: ImageHost) -> None:
