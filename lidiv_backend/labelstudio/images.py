@@ -39,6 +39,8 @@ _ACCESS_SECONDS = 240.0
 KEPT_SECONDS = 600.0
 # Addresses within Label Studio that give files. Only these get the token.
 _FILE_PATHS = re.compile(r"/(data|storage-data)/|/(tasks|projects)/\d+/(presign|resolve)/")
+# No host has these, and not everybody agrees where one with them ends.
+_NO_HOST = re.compile(r"""[\s\\"<>^`{|}]""")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Label Studio fetches these by itself, and gives an address that is good for a while.
 _CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
@@ -431,7 +433,8 @@ class ImageSource:
                     remedy="If that is where your images are, add the host to "
                     "LIDIV_ALLOWED_IMAGE_HOSTS.",
                 ) from error
-            except requests.RequestException as error:
+            # A host such as "a..b" is one of urllib3's own errors.
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise _unreachable(host, error) from error
 
     def _forget_access(self, hop: _Hop, connection: Connection | None) -> bool:
@@ -504,6 +507,8 @@ def _split(url: str) -> SplitResult:
             raise ValueError("control characters")
         parts = urlsplit(url)
         _ = parts.port  # parsed only now, and possibly no number
+        if _NO_HOST.search(parts.netloc):
+            raise ValueError("characters that no host has")
     except ValueError as error:
         raise ImageAddressError(
             f"The image's address {_shown(url)} is malformed.",

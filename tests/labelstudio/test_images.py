@@ -336,6 +336,54 @@ def test_patterns_of_allowed_hosts(elsewhere: ImageHost, pattern: str, fits: boo
             fetch(elsewhere.url + "/a.jpg", None, allowed_hosts=allowed)
 
 
+@pytest.fixture
+def resolved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of hosts that are looked for; none but this machine is found."""
+    names: list[str] = []
+    resolve = socket.getaddrinfo
+
+    def only_here(name: str, *rest: Any, **more: Any) -> Any:
+        names.append(name)
+        if name != "127.0.0.1":
+            raise OSError
+        return resolve(name, *rest, **more)
+
+    monkeypatch.setattr(guarded_http.socket, "getaddrinfo", only_here)
+    return names
+
+
+# urllib3 ends a host at a backslash.
+BEHIND_A_BACKSLASH = "http://169.254.169.254\\x.images.test/latest/meta-data/a.png"
+
+
+def test_a_pattern_does_not_fit_another_host(resolved: list[str]) -> None:
+    with pytest.raises(ImageAddressError, match="malformed"):
+        fetch(BEHIND_A_BACKSLASH, None, allowed_hosts=["*.images.test"])
+    assert resolved == []
+
+
+def test_a_redirect_to_another_host_does_not_fit_a_pattern(
+    elsewhere: ImageHost, resolved: list[str]
+) -> None:
+    elsewhere.routes["/a.jpg"] = Answer(302, headers={"Location": BEHIND_A_BACKSLASH})
+    allowed = ["*.images.test", "127.0.0.1"]
+    with pytest.raises(ImageAddressError, match="malformed"):
+        fetch(elsewhere.url + "/a.jpg", None, allowed_hosts=allowed)
+    assert set(resolved) == {"127.0.0.1"}
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.from_regex(r"[!-~]{0,12}", fullmatch=True) | st.text(max_size=12))
+def test_whatever_stands_before_it_only_the_domain_is_looked_for(
+    resolved: list[str], before: str
+) -> None:
+    with pytest.raises(LidivError):
+        fetch(f"http://{before}.images.test/a.jpg", None, allowed_hosts=["*.images.test"])
+    assert all(name.endswith(".images.test") for name in resolved)
+
+
 def personal_token(kind: str = "refresh") -> str:
     return jwt.encode({"token_type": kind, "exp": 4_000_000_000}, "k" * 32, algorithm="HS256")
 
