@@ -19,6 +19,8 @@ from lidiv_backend.errors import BadImageError
 
 #: Largest number of pixels that is decoded unless the caller allows more.
 MAX_PIXELS = 100_000_000
+#: Pillow's own limit: more are refused whatever the caller allows.
+PILLOW_MAX_PIXELS = 178_956_970
 
 # Raster formats that people annotate. Others that Pillow knows are refused: EPS, for one, would
 # run Ghostscript on what a stranger sent.
@@ -54,7 +56,7 @@ def read_rgb(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> NDA
         Path of the file, or its content.
     max_pixels
         Refuse images with more pixels than this; checked before anything is decoded. Pillow's own
-        limit (about 179 million) holds besides.
+        limit, `PILLOW_MAX_PIXELS`, holds besides.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lidiv_backend.errors import BadImageError
-from lidiv_backend.images import read_labels, read_rgb
+from lidiv_backend.images import PILLOW_MAX_PIXELS, read_labels, read_rgb
 
 COLOURS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
 
@@ -132,6 +132,12 @@ def test_size_is_checked_before_decoding() -> None:
     with pytest.raises(BadImageError, match="limit of 39,999"):
         read_rgb(encode(Image.fromarray(photo(200))), max_pixels=39_999)
     read_rgb(encode(Image.fromarray(photo(200))), max_pixels=40_000)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pillows_own_limit_is_what_is_said_of_it() -> None:
+    with pytest.raises(BadImageError, match=f"exceeds limit of {PILLOW_MAX_PIXELS} pixels"):
+        read_rgb(png_claiming(PILLOW_MAX_PIXELS + 1, 1), max_pixels=2 * PILLOW_MAX_PIXELS)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

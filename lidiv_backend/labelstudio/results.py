@@ -263,7 +263,10 @@ def find_saved_region(
                 if limit < 0:
                     return None
                 try:
-                    mask = decode_mask(result.value.rle, height=height, width=width)
+                    # The image was read, so that a mask of its size is none too large.
+                    mask = decode_mask(
+                        result.value.rle, height=height, width=width, max_pixels=height * width
+                    )
                 except BadRegionError:
                     continue
                 if id is not None or mask[row, column]:

@@ -51,14 +51,17 @@ def encode_mask(mask: NDArray[np.bool_]) -> list[int]:
     # Alpha 255 is opaque; 1 would be an invisible mask.
     rle: list[int] = mask2rle(mask.astype(np.uint8) * 255)
     height, width = mask.shape
-    if not np.array_equal(decode_mask(rle, height=height, width=width), mask):
+    decoded = decode_mask(rle, height=height, width=width, max_pixels=mask.size)
+    if not np.array_equal(decoded, mask):
         raise BadRegionError(
             "A mask did not survive its encoding.", remedy="Report this, with the image."
         )
     return rle
 
 
-def decode_mask(rle: Sequence[int], *, height: int, width: int) -> NDArray[np.bool_]:
+def decode_mask(
+    rle: Sequence[int], *, height: int, width: int, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.bool_]:
     """Decode a mask, trusting nothing.
 
     Label Studio's own decoder takes the length from the stream, up to 4 GB, and reads past its
@@ -70,6 +73,8 @@ def decode_mask(rle: Sequence[int], *, height: int, width: int) -> NDArray[np.bo
         The bytes of the stream.
     height, width
         Size of the mask in pixels.
+    max_pixels
+        Refuse masks with more pixels than this; checked before anything is decoded.
 
     Returns
     -------
@@ -91,9 +96,9 @@ def decode_mask(rle: Sequence[int], *, height: int, width: int) -> NDArray[np.bo
     bits = _BitReader(data)
     if available < _HEADER_BITS:
         raise _malformed("it has no header")
-    if height * width > MAX_PIXELS:
+    if height * width > max_pixels:
         raise BadRegionError(
-            f"The RLE is for {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}.",
+            f"The RLE is for {width} x {height} pixels, more than the limit of {max_pixels:,}.",
             remedy="Scale the image down.",
         )
     length = bits.read(32)

@@ -21,7 +21,8 @@ variable                                what it says
                                         separated by commas: ``host``, ``host:port``, ``*.domain``
 ``LIDIV_MAX_BODY_BYTES``                largest request
 ``LIDIV_MAX_IMAGE_BYTES``               largest image file
-``LIDIV_MAX_PIXELS``                    largest image
+``LIDIV_MAX_PIXELS``                    largest image; 178956970 at most. Masks of images with more
+                                        than 100000000 are not learnt from
 ``LIDIV_IMAGE_SECONDS``                 how long fetching an image may take,
                                         a quarter of it without receiving anything
 ``LIDIV_CACHE_BYTES``                   memory for what a process keeps of images and clicks so that
@@ -66,7 +67,7 @@ from pydantic_settings import (
 )
 
 from lidiv_backend.errors import LidivError
-from lidiv_backend.images import MAX_PIXELS
+from lidiv_backend.images import MAX_PIXELS, PILLOW_MAX_PIXELS
 
 #: Threads that clicks never take: Label Studio calls a backend dead whose health takes a second.
 RESERVED_THREADS = 4
@@ -133,7 +134,7 @@ class Settings(BaseSettings):
     allowed_image_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     max_body_bytes: int = Field(default=100_000_000, gt=0)
     max_image_bytes: int = Field(default=200_000_000, gt=0)
-    max_pixels: int = Field(default=MAX_PIXELS, gt=0)
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0, le=PILLOW_MAX_PIXELS)
     image_seconds: float = Field(default=60.0, gt=0)
     cache_bytes: int = Field(default=768_000_000, ge=0)
     load_seconds: float = Field(default=60.0, ge=0)

@@ -91,6 +91,15 @@ def test_a_stream_that_claims_gigabytes_allocates_nothing() -> None:
         decode_mask([255] * 20, height=32_768, width=32_767)
 
 
+def test_a_mask_of_ones_own_may_be_larger_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Real ones of that size take a gigabyte.
+    monkeypatch.setitem(decode_mask.__kwdefaults__, "max_pixels", 63)
+    stream = encode_mask(np.eye(8, dtype=bool))
+    with pytest.raises(BadRegionError, match="more than the limit of 63"):
+        decode_mask(stream, height=8, width=8)
+    assert decode_mask(stream, height=8, width=8, max_pixels=64).sum() == 8
+
+
 def test_nothing_is_sent_that_decodes_to_another_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "mask2rle", lambda _: mask2rle(np.zeros((8, 8), np.uint8)))
     with pytest.raises(BadRegionError, match="did not survive"):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from numpy.typing import NDArray
 
+from lidiv_backend.labelstudio.rle import decode_mask
 from lidiv_backend.server.app import backend_of
 from tests.fake_engine import FakeEngine, disk_mask
 from tests.labelstudio import golden
@@ -290,6 +291,18 @@ def test_a_click_in_an_accepted_region_refines_a_copy(
     assert not mask[255, int(0.7 * 512)]
     assert region["id"] != "by hand"
     assert region["meta"]["text"] == ["proposal 1 of 4, from a copy of the region beneath"]
+
+
+def test_an_accepted_region_may_be_as_large_as_its_image(
+    app: Flask, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = app.test_client()
+    ask_for(client, refine_accepted=True)
+    # What is decoded where no image says how large it may be.
+    monkeypatch.setitem(decode_mask.__kwdefaults__, "max_pixels", 512 * 512 - 1)
+    drafts = [{"result": [brush(ACCEPTED, id="by hand")]}]
+    answer(client, with_context(CLICKS, *click(70, 50, id="more"), drafts=drafts))
+    np.testing.assert_array_equal(engine.calls[-1][1], ACCEPTED)
 
 
 def test_a_copy_goes_on_with_the_clicks_that_led_to_the_region(

@@ -79,6 +79,7 @@ def test_secrets_may_be_in_files(
         ({"BASIC_AUTH_USER": "lab"}, "go together"),
         ({"BASIC_AUTH_PASSWORD": "very-secret"}, "go together"),
         ({"MAX_PIXELS": "many"}, "LIDIV_MAX_PIXELS"),
+        ({"MAX_PIXELS": "178956971"}, "LIDIV_MAX_PIXELS.*less than or equal to 178956970"),
         ({"MAX_BODY_BYTES": "0"}, "LIDIV_MAX_BODY_BYTES"),
         ({"LOG_LEVEL": "loud"}, "LIDIV_LOG_LEVEL"),
     ],
