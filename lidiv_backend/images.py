@@ -6,9 +6,12 @@ with an EXIF orientation is the same picture everywhere.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,11 @@ from lidiv_backend.errors import BadImageError
 MAX_PIXELS = 100_000_000
 #: Pillow's own limit: more are refused whatever the caller allows.
 PILLOW_MAX_PIXELS = 178_956_970
+
+# Images with more pixels than this are decoded one at a time: each takes up to a dozen bytes for a
+# pixel, however small its file is.
+_LARGE_PIXELS = 20_000_000
+_ONE_LARGE = threading.Lock()
 
 # Raster formats that people annotate. Others that Pillow knows are refused: EPS, for one, would
 # run Ghostscript on what a stranger sent.
@@ -68,11 +76,12 @@ def read_rgb(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> NDA
     BadImageError
         If the file is missing, unreadable, truncated, of an unknown kind, or too large.
     """
-    image = _open_upright(source, max_pixels=max_pixels)
-    try:
-        return np.ascontiguousarray(np.asarray(_to_rgb(image), dtype=np.uint8))
-    except _DECODE_ERRORS as error:
-        raise _unreadable(source, error) from error
+    with _upright(source, max_pixels=max_pixels) as image:
+        rgb = _to_rgb(image)
+        if rgb is not image:
+            # Two of them and the array would be three.
+            image.close()
+        return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
 
 
 def read_labels(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
@@ -99,13 +108,10 @@ def read_labels(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> 
     BadImageError
         If the file is missing, unreadable, truncated, of an unknown kind, or too large.
     """
-    image = _open_upright(source, max_pixels=max_pixels)
-    try:
+    with _upright(source, max_pixels=max_pixels) as image:
         if image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16"):
             return np.asarray(image).astype(np.int32)
         rgba = np.asarray(image.convert("RGBA")).astype(np.int32)
-    except _DECODE_ERRORS as error:
-        raise _unreadable(source, error) from error
     red, green, blue, alpha = (rgba[..., channel] for channel in range(4))
     if (red == green).all() and (green == blue).all():
         return alpha if red.min() == red.max() and alpha.min() < alpha.max() else red
@@ -113,8 +119,9 @@ def read_labels(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> 
     return packed
 
 
-def _open_upright(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
-    """Open, check the size, decode, and turn upright."""
+@contextlib.contextmanager
+def _upright(source: str | Path | bytes, *, max_pixels: int) -> Iterator[Image.Image]:
+    """Open, check the size, decode, and turn upright; large ones one at a time."""
     try:
         Image.init()
         formats = [name for name in _FORMATS if name in Image.OPEN]
@@ -127,8 +134,11 @@ def _open_upright(source: str | Path | bytes, *, max_pixels: int) -> Image.Image
                     f"{max_pixels:,}.",
                     remedy="Scale the image down, or raise the limit.",
                 )
-            image.load()
-            return ImageOps.exif_transpose(image)
+            is_large = width * height > _LARGE_PIXELS
+            with _ONE_LARGE if is_large else contextlib.nullcontext():
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                yield image
     except BadImageError:
         raise
     except _DECODE_ERRORS as error:
@@ -138,15 +148,16 @@ def _open_upright(source: str | Path | bytes, *, max_pixels: int) -> Image.Image
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert whatever Pillow read into mode RGB."""
     if image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
+        wide = np.asarray(image)
         return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no agreed range")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba)
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _describe(source: str | Path | bytes) -> str:

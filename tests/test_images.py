@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from lidiv_backend import images as module
 from lidiv_backend.errors import BadImageError
 from lidiv_backend.images import PILLOW_MAX_PIXELS, read_labels, read_rgb
 
@@ -85,6 +86,67 @@ def test_transparency_is_laid_on_white() -> None:
     palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "P")
     palette.putpalette([10, 20, 30, 40, 50, 60])
     assert read_rgb(encode(palette, transparency=0)).tolist() == [[[255] * 3, [40, 50, 60]]]
+
+
+def translucent(mode: str) -> Image.Image:
+    """256 x 256 pixels: every value at every opacity, as far as the mode has them."""
+    value, alpha = np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 2)
+    if mode in ("RGB", "L", "P"):
+        # One value stands for nothing at all.
+        image = Image.fromarray(np.stack([value, alpha, 255 - value], -1)).convert(mode)
+        image.info["transparency"] = image.getpixel((3, 5))
+        return image
+    image = Image.fromarray(np.stack([value, value[::-1], 255 - value, alpha], -1))
+    if mode == "PA":
+        opaque = image.convert("RGB").quantize(16).convert("PA")
+        opaque.putalpha(image.getchannel("A"))
+        return opaque
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("RGBA", "PNG"),
+        ("RGBA", "TIFF"),
+        ("RGBA", "WEBP"),
+        ("LA", "PNG"),
+        ("PA", "TIFF"),
+        ("P", "PNG"),
+        ("RGB", "PNG"),
+        ("L", "PNG"),
+    ],
+)
+def test_every_kind_of_transparency_is_laid_on_white(mode: str, kind: str) -> None:
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    content = encode(translucent(mode), kind, **options)
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.mode, image.has_transparency_data) == (mode, True)
+        rgba = np.asarray(image.convert("RGBA")).astype(np.float64)
+    alpha = rgba[..., 3:] / 255
+    assert alpha.min() == 0
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    assert np.array_equal(read_rgb(content), np.rint(expected))
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[bool] = []
+    convert = module._to_rgb
+
+    def note(image: Image.Image) -> Image.Image:
+        alone.append(module._ONE_LARGE.locked())
+        return convert(image)
+
+    monkeypatch.setattr(module, "_to_rgb", note)
+    monkeypatch.setattr(module, "_LARGE_PIXELS", 39_999)
+    small, large = (encode(Image.fromarray(photo(size))) for size in (199, 200))
+    read_rgb(small)
+    read_rgb(large)
+    with pytest.raises(BadImageError):
+        read_rgb(large[: len(large) // 2])
+    # One that is damaged is not in the way of the next.
+    read_rgb(large)
+    assert alone == [False, True, True]
 
 
 def test_sixteen_bits_keep_their_upper_half() -> None:
