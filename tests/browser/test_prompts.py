@@ -81,6 +81,13 @@ def test_a_rectangle_and_a_click_in_it(stack: Stack, page: Page, screenshots: Pa
     assert refined.mask[CUP[1], CUP[0]]
     assert not np.array_equal(refined.mask, inside.mask)
     picture(page, "rectangle-refined")
+    labeling.accept()
+    labeling.wait_for_draft()
+    # The rectangle is done with: what is clicked on in it is another object.
+    new = labeling.click(*SPOON, through=True)
+    assert new.clicks == (True,)
+    assert new.mask[SPOON[1], SPOON[0]]
+    assert not (new.mask & refined.mask).sum() > 0.5 * refined.mask.sum()
 
 
 def test_a_copy_of_an_accepted_region(stack: Stack, page: Page, screenshots: Path) -> None:
