@@ -30,6 +30,7 @@ from lidiv_backend.server.security import (
     UnauthorizedError,
     carries_webhook_secret,
     protect_forms,
+    require_json_of_no_other_site,
     require_login,
     require_no_wrong_login,
     require_webhook_secret,
@@ -243,6 +244,7 @@ def _end(error: BaseException | None = None) -> None:
 
 def _body() -> dict[str, Any]:
     """Decode the request's JSON, which has to be an object."""
+    require_json_of_no_other_site(request)
     try:
         data = request.get_data(cache=False)
         if request.content_length is None and len(data) >= _backend().settings.max_body_bytes:

@@ -153,7 +153,7 @@ OPERATIONS = (
         about="Where a project's Label Studio is, and its label configuration.",
         body=SetupRequest,
         reply=SetupReply,
-        errors=(400, 401, 413, 503),
+        errors=(400, 401, 403, 413, 415, 503),
     ),
     _Operation(
         method="post",
@@ -161,7 +161,7 @@ OPERATIONS = (
         about="Masks for an annotator's clicks, or for a batch of tasks.",
         body=PredictRequest,
         reply=PredictReply,
-        errors=(400, 401, 403, 413, 422, 502, 503),
+        errors=(400, 401, 403, 413, 415, 422, 502, 503),
     ),
     _Operation(
         method="get",
@@ -177,7 +177,7 @@ OPERATIONS = (
         body=WebhookEvent,
         status=201,
         reply=Noted,
-        errors=(400, 401, 413, 503),
+        errors=(400, 401, 403, 413, 415, 503),
         security=("webhook", "login"),
     ),
     _Operation(method="get", path="/metrics", about="Numbers for Prometheus.", errors=(401, 404)),

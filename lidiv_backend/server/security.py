@@ -30,7 +30,7 @@ from flask import request as current_request
 from markupsafe import Markup
 from werkzeug import Request
 
-from lidiv_backend.errors import LidivError
+from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.labelstudio.connect import SECRET_HEADER
 from lidiv_backend.server.settings import Settings
 
@@ -62,10 +62,17 @@ class UnauthorizedError(LidivError):
 
 
 class CrossSiteError(LidivError):
-    """A form was not posted from the page of this server."""
+    """Something was posted by a browser, and not from the page of this server."""
 
     status = 403
     kind = "cross-site"
+
+
+class ContentTypeError(BadRequestError):
+    """A request is not declared to be JSON."""
+
+    status = 415
+    kind = "content type"
 
 
 class TooManyRequestsError(LidivError):
@@ -205,6 +212,31 @@ def require_webhook_secret(request: Request, settings: Settings, action: str) ->
         remedy="Run `lidiv connect`: it replaces Label Studio's own webhook by one that carries "
         "LIDIV_WEBHOOK_SECRET. Until then nothing is learned from this project.",
     )
+
+
+def require_json_of_no_other_site(request: Request) -> None:
+    """Refuse what another site may have had a browser post, with the login that it sends along.
+
+    Browsers let any page post forms and plain text anywhere. For JSON they ask the server first,
+    and this one allows it to nobody.
+
+    Raises
+    ------
+    CrossSiteError
+        If a browser says that another site posts it.
+    ContentTypeError
+        If it is not declared to be JSON.
+    """
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        raise CrossSiteError(
+            "A page of another site had a browser post this.",
+            remedy="Only Label Studio itself sends this, not its pages or those of others.",
+        )
+    if request.mimetype != "application/json":
+        raise ContentTypeError(
+            "The request is not declared to be JSON.",
+            remedy="Send it with the header Content-Type: application/json, as Label Studio does.",
+        )
 
 
 def protect_forms(app: Flask, settings: Settings) -> None:

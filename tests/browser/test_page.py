@@ -133,7 +133,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
             for clicks in (clicks for each in DAYS for clicks in each):
                 day.accept(clicks)
             # A failure, as annotators cause them.
-            requests.post(f"{url}/predict", data=b"{", auth=LOGIN, timeout=300)
+            as_json = {"Content-Type": "application/json"}
+            requests.post(f"{url}/predict", data=b"{", headers=as_json, auth=LOGIN, timeout=300)
             _spread_over_days(tmp_path / "state" / "lidiv.sqlite")
             yield Lab(url=url, host=host, backend=backend_of(app))
         finally:

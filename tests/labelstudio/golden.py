@@ -17,6 +17,10 @@ def load(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
+#: Those of them with a body.
+POSTED = tuple(name for name in BACKEND if load(name)["body"] is not None)
+
+
 def label_config(kind: str) -> str:
     """The recorded label config that goes with a recorded browser session."""
     source = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import socket
 import struct
 import zipfile
@@ -181,13 +182,15 @@ def test_a_compressed_transfer_is_not_unpacked_without_end(
 @pytest.mark.parametrize("route", ["/predict", "/setup", "/webhook"])
 def test_large_bodies_are_refused_unread(make_app: Callable[..., Flask], route: str) -> None:
     client = make_app(max_body_bytes=1000).test_client()
-    response = client.post(route, data=b"{" + b" " * 2000 + b"}")
+    response = client.post(route, data=b"{" + b" " * 2000 + b"}", content_type="application/json")
     assert response.status_code == 413
     assert response.get_json()["error"] == "request size"
 
 
 def test_deeply_nested_json_is_no_defect(app: Flask) -> None:
-    response = app.test_client().post("/predict", data=b"[" * 100_000)
+    response = app.test_client().post(
+        "/predict", data=b"[" * 100_000, content_type="application/json"
+    )
     assert response.status_code == 400
 
 
@@ -304,6 +307,75 @@ def test_other_sites_post_nothing_to_the_page(
         assert path is not None
         response = client.post(path[1], data={"version": "x"}, headers=says | LOGGED_IN)
         assert response.status_code == 403, path
+
+
+#: What browsers let any page post anywhere, without asking first.
+SIMPLE = (None, "text/plain", "text/plain;charset=application/json", "multipart/form-data")
+
+
+@pytest.mark.parametrize(
+    ("says", "content_type", "status"),
+    [
+        *[({"Origin": "https://evil.example"}, content_type, 415) for content_type in SIMPLE],
+        ({}, "application/x-www-form-urlencoded", 415),
+        ({"Sec-Fetch-Site": "same-origin"}, "text/plain", 415),
+        ({"Sec-Fetch-Site": "cross-site"}, "application/json", 403),
+        ({"Sec-Fetch-Site": "same-site"}, "application/json", 403),
+        ({"Sec-Fetch-Site": ""}, "application/json", 403),
+    ],
+)
+@pytest.mark.parametrize("login", [LOGIN, {}])
+def test_other_sites_post_no_json(
+    make_app: Callable[..., Flask],
+    label_studio: ImageHost,
+    login: dict[str, str],
+    says: dict[str, str],
+    content_type: str | None,
+    status: int,
+) -> None:
+    """A browser sends the login along; without one, it reaches what only this machine reaches."""
+    app = make_app(**login, webhook_secret="webhooks-secret" if login else "")
+    client = app.test_client()
+    for name in golden.POSTED:
+        recorded = golden.load(name)
+        response = client.post(
+            recorded["path"],
+            data=json.dumps(recorded["body"]),
+            content_type=content_type,
+            headers=says | LOGGED_IN,
+        )
+        assert response.status_code == status, name
+        assert response.get_json()["remedy"]
+    store = backend_of(app).store
+    assert store.events() == []
+    assert store.connections() == []
+    assert label_studio.paths() == []
+
+
+@pytest.mark.parametrize(
+    "says", [{}, {"Sec-Fetch-Site": "none"}, {"Sec-Fetch-Site": "same-origin"}]
+)
+def test_json_of_no_other_site_is_taken(app: Flask, says: dict[str, str]) -> None:
+    for name in golden.POSTED:
+        recorded = golden.load(name)
+        response = app.test_client().post(
+            recorded["path"],
+            data=json.dumps(recorded["body"]),
+            content_type="application/json; charset=utf-8",
+            headers=says,
+        )
+        assert response.status_code in (200, 201), name
+
+
+def test_browsers_that_ask_first_are_told_no(app: Flask) -> None:
+    asked = {
+        "Origin": "https://evil.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    for route in ("/predict", "/setup", "/webhook"):
+        response = app.test_client().options(route, headers=asked)
+        assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
 
 
 # --- What browsers may do ------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_stages_and_caches(app: Flask) -> None:
 def test_requests_by_route_and_status(app: Flask) -> None:
     client = app.test_client()
     predict(client, body(click(50)))
-    client.post("/predict", data="{")
+    client.post("/predict", data="{", content_type="application/json")
     client.get("/invented/one")
     client.get("/invented/two")
     samples = scrape(client)

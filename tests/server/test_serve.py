@@ -67,11 +67,12 @@ def test_gunicorn_serves_clicks_and_stops_when_asked(
         assert requests.get(f"{url}/ready", timeout=120).json()["status"] == "READY"
         answer = requests.post(f"{url}/predict", json=body(click(50)), timeout=60).json()
         assert answer["results"][0]["result"][0]["meta"]["text"] == ["proposal 1 of 4"]
-        refused = requests.post(f"{url}/predict", data=b"{", timeout=60)
+        as_json = {"Content-Type": "application/json"}
+        refused = requests.post(f"{url}/predict", data=b"{", headers=as_json, timeout=60)
         assert refused.status_code == 400
         # What Label Studio shows of an error is the reason beside the status.
         assert refused.reason.startswith("The request is not JSON")
-        large = requests.post(f"{url}/predict", data=b"x" * 60_000, timeout=60)
+        large = requests.post(f"{url}/predict", data=b"x" * 60_000, headers=as_json, timeout=60)
         assert (large.status_code, large.json()["error"]) == (413, "request size")
         assert requests.get(f"{url}/health", timeout=60).status_code == 200
     log = (tmp_path / "log").read_text()
