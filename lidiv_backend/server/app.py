@@ -24,11 +24,13 @@ from lidiv_backend.server.metrics import CONTENT_TYPE
 from lidiv_backend.server.openapi import describe
 from lidiv_backend.server.page_routes import add_pages
 from lidiv_backend.server.security import (
+    START_TRAINING,
     WRONG_LOGIN_COST,
     RateLimit,
     TooManyRequestsError,
     UnauthorizedError,
     carries_webhook_secret,
+    may_send_event,
     protect_forms,
     require_json_of_no_other_site,
     require_login,
@@ -42,6 +44,9 @@ _EXTENSION = "lidiv"
 _PLACES = "lidiv_places"
 _LIMIT = "lidiv_limit"
 _RETRY_SECONDS = 5
+# START_TRAINING brings the project with its label config, a few kilobytes, and one with very many
+# labels a hundred times as much.
+_MAX_START_TRAINING_BYTES = 256_000
 
 _routes = Blueprint("lidiv", __name__)
 
@@ -159,9 +164,18 @@ def versions() -> Any:
 def webhook() -> Any:
     """Write down what happened in Label Studio, and answer at once."""
     backend = _backend()
-    body = _body()
-    action = str(body.get("action", ""))[:64]
-    require_webhook_secret(request, backend.settings, action)
+    settings = backend.settings
+    # Who may not even send what asks for the least is refused unread.
+    require_webhook_secret(request, settings, START_TRAINING)
+    if not may_send_event(request, settings, None):
+        request.max_content_length = min(_MAX_START_TRAINING_BYTES, settings.max_body_bytes)
+    try:
+        body = _body()
+    except RequestEntityTooLarge:
+        # An ordinary event without the secret, unless any may be sent.
+        require_webhook_secret(request, settings, None)
+        raise
+    require_webhook_secret(request, settings, str(body.get("action", ""))[:64])
     backend.keep_event(body)
     return {"status": "ok"}, 201
 
@@ -247,7 +261,8 @@ def _body() -> dict[str, Any]:
     require_json_of_no_other_site(request)
     try:
         data = request.get_data(cache=False)
-        if request.content_length is None and len(data) >= _backend().settings.max_body_bytes:
+        limit = request.max_content_length
+        if request.content_length is None and limit is not None and len(data) >= limit:
             # Without an announced length Werkzeug stops at the limit, and says nothing.
             raise RequestEntityTooLarge
         body = json.loads(data)

@@ -35,6 +35,7 @@ from lidiv_backend.server.metrics import (
     of_turns,
 )
 from lidiv_backend.server.promoted import PromotedModel
+from lidiv_backend.server.security import START_TRAINING
 from lidiv_backend.server.settings import Settings
 from lidiv_backend.turns import Asker, Turns, asking
 
@@ -190,7 +191,7 @@ class Backend:
             annotation=_annotation(event, project),
             deleted=[annotation.id for annotation in event.annotations] if is_deletion else [],
         )
-        if event.action == "START_TRAINING" and (project or self.learning.shared):
+        if event.action == START_TRAINING and (project or self.learning.shared):
             channel = SHARED if self.learning.shared else channel_of(project or "")
             RunQueue(self.store).enqueue(channel, RunCause.BUTTON, project=project)
 

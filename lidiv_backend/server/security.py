@@ -36,6 +36,8 @@ from lidiv_backend.server.settings import Settings
 
 #: The form's field and the cookie whose values have to fit together.
 CSRF_FIELD, CSRF_COOKIE = "csrf_token", "lidiv_csrf"
+#: The event that Label Studio sends with the backend's login, and without the webhooks' secret.
+START_TRAINING = "START_TRAINING"
 #: What a wrong login costs of a client's requests, so that passwords cannot be guessed quickly.
 WRONG_LOGIN_COST = 20
 _NONCE = re.compile(r"[0-9a-f]{32}")
@@ -181,8 +183,8 @@ def carries_webhook_secret(request: Request, settings: Settings) -> bool:
     return bool(secret) and _equal(request.headers.get(SECRET_HEADER, ""), secret)
 
 
-def require_webhook_secret(request: Request, settings: Settings, action: str) -> None:
-    """Refuse a webhook without the secret, if the server has one.
+def may_send_event(request: Request, settings: Settings, action: str | None) -> bool:
+    """Tell whether a request may bring an event, by its headers.
 
     Label Studio sends its webhooks without the backend's login, so they carry a secret instead;
     START_TRAINING comes as a call to the backend instead: with the login, and with no header.
@@ -190,22 +192,33 @@ def require_webhook_secret(request: Request, settings: Settings, action: str) ->
     Parameters
     ----------
     request
-        The request.
+        The request; its body is not read.
     settings
         The server's.
     action
-        What the event is.
+        What the event is; None for any that there is.
+    """
+    if carries_webhook_secret(request, settings):
+        return True
+    has_secret = bool(settings.webhook_secret.get_secret_value())
+    may_log_in = bool(settings.basic_auth_user) or action == START_TRAINING or not has_secret
+    return may_log_in and _has_login(request, settings)
+
+
+def require_webhook_secret(request: Request, settings: Settings, action: str | None) -> None:
+    """Refuse a webhook without the secret, if the server has one.
+
+    Parameters
+    ----------
+    request, settings, action
+        As for `may_send_event`.
 
     Raises
     ------
     UnauthorizedError
-        If neither fits.
+        If it may not bring that event.
     """
-    if carries_webhook_secret(request, settings):
-        return
-    has_secret = bool(settings.webhook_secret.get_secret_value())
-    may_log_in = bool(settings.basic_auth_user) or action == "START_TRAINING" or not has_secret
-    if may_log_in and _has_login(request, settings):
+    if may_send_event(request, settings, action):
         return
     raise UnauthorizedError(
         f"The webhook's secret, in the header {SECRET_HEADER}, is missing or wrong.",

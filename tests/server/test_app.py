@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import base64
 import copy
+import io
 import json
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from tests.fake_engine import RADII, FakeEngine, disk_mask
 from tests.image_host import Answer, ImageHost, encoded, pixels
 from tests.labelstudio import golden
 from tests.server.conftest import UPLOAD
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 PROJECT = "1.1795328789"
 
@@ -841,6 +845,79 @@ def test_who_may_send_webhooks(
     assert len(backend_of(app).store.events()) == (1 if status == 201 else 0)
     if status == 401:
         assert "lidiv connect" in response.get_json()["remedy"]
+
+
+class Counted(io.RawIOBase):
+    """A body that knows how much of it was read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self._left = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        return self._left.readinto(buffer)
+
+    @property
+    def taken(self) -> int:
+        return self._left.tell()
+
+
+@pytest.mark.parametrize(
+    ("configured", "headers", "limit"),
+    [
+        (LOGIN, {}, 0),
+        (LOGIN | {"webhook_secret": "s3cret"}, {}, 0),
+        (LOGIN | {"webhook_secret": "s3cret"}, {SECRET_HEADER: "wrong"}, 0),
+        (LOGIN | {"webhook_secret": "s3cret"}, authorization("lab", "wrong"), 0),
+        # Only START_TRAINING may come without anything, and it is small.
+        ({"webhook_secret": "s3cret"}, {}, 256_000),
+        ({"webhook_secret": "s3cret"}, {SECRET_HEADER: "wrong"}, 256_000),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_webhooks_of_nobody_are_hardly_read(
+    make_app: Callable[..., Flask],
+    configured: dict[str, str],
+    headers: dict[str, str],
+    limit: int,
+    chunked: bool,
+) -> None:
+    app = make_app(**configured)
+    event = golden.load(CREATED)["body"] | {"padding": "x" * 2_000_000}
+    data = json.dumps(event).encode()
+    sent = Counted(data)
+    extra: dict[str, Any] = {"CONTENT_LENGTH": str(len(data))}
+    if chunked:
+        headers = headers | {"Transfer-Encoding": "chunked"}
+        extra = {"CONTENT_LENGTH": "", "wsgi.input_terminated": True}
+    response = app.test_client().post(
+        "/webhook",
+        content_type="application/json",
+        headers=headers,
+        environ_overrides={"wsgi.input": sent} | extra,
+    )
+    assert response.status_code == 401
+    assert "lidiv connect" in response.get_json()["remedy"]
+    assert sent.taken <= (limit if chunked else 0)
+    assert backend_of(app).store.events() == []
+
+
+def test_webhooks_with_the_secret_may_be_large(make_app: Callable[..., Flask]) -> None:
+    client = make_app(webhook_secret="s3cret").test_client()
+    event = golden.load(CREATED)["body"] | {"padding": "x" * 2_000_000}
+    headers = {SECRET_HEADER: "s3cret"}
+    assert client.post("/webhook", json=event, headers=headers).status_code == 201
+
+
+def test_a_training_may_be_started_for_very_many_labels(make_app: Callable[..., Flask]) -> None:
+    app = make_app(webhook_secret="s3cret")
+    event = copy.deepcopy(golden.load(START)["body"])
+    event["project"]["label_config"] = "x" * 200_000
+    assert app.test_client().post("/webhook", json=event).status_code == 201
+    assert len(backend_of(app).store.events()) == 1
 
 
 # --- Many at once --------------------------------------------------------------------------------
