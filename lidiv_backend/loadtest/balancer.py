@@ -28,7 +28,7 @@ def nginx_program() -> str | None:
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
-def balancer(folder: Path, *, port: int, backends: tuple[str, str]) -> Service:
+def balancer(folder: Path, *, port: int, backends: tuple[str, str], proxies: int = 1) -> Service:
     """Describe an nginx in front of two replicas.
 
     Parameters
@@ -39,6 +39,8 @@ def balancer(folder: Path, *, port: int, backends: tuple[str, str]) -> Service:
         Where it listens, on the loopback address.
     backends
         ``host:port`` of each replica.
+    proxies
+        How many there are, this one included.
 
     Returns
     -------
@@ -63,7 +65,13 @@ def balancer(folder: Path, *, port: int, backends: tuple[str, str]) -> Service:
         f"    {kind}_temp_path {folder / kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    server = rendered(TEMPLATE.read_text(), port=port, backends=backends, version=_version(program))
+    server = rendered(
+        TEMPLATE.read_text(),
+        port=port,
+        backends=backends,
+        proxies=proxies,
+        version=_version(program),
+    )
     (folder / "server.conf").write_text(server)
     (folder / "nginx.conf").write_text(
         f"""{"user root;" if os.geteuid() == 0 else ""}
@@ -91,7 +99,12 @@ http {{
 
 
 def rendered(
-    template: str, *, port: int, backends: tuple[str, str], version: tuple[int, ...]
+    template: str,
+    *,
+    port: int,
+    backends: tuple[str, str],
+    proxies: int = 1,
+    version: tuple[int, ...],
 ) -> str:
     """Fill in the template as nginx's own image does, for this machine.
 
@@ -103,12 +116,15 @@ def rendered(
         Where to listen, on the loopback address.
     backends
         ``host:port`` of each replica.
+    proxies
+        How many there are, this one included.
     version
         Of nginx. Versions that cannot follow changing names get addresses that do not change.
     """
     text = template.replace("listen 8080;", f"listen 127.0.0.1:{port};")
     for number, backend in enumerate(backends, start=1):
         text = text.replace(f"${{BACKEND_{number}}}", backend)
+    text = text.replace("${LIDIV_PROXIES}", str(proxies))
     if version < _RESOLVES_SINCE:
         text = text.replace(" resolve;", ";")
     # The replicas are given as addresses; nobody is asked for names.

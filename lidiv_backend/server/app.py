@@ -95,8 +95,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     )
     app.extensions[_LIMIT] = RateLimit(backend.settings.requests_per_second)
     if backend.settings.proxies:
+        # Each proxy adds the address that it sees; the scheme is passed on, and stands there once.
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=backend.settings.proxies, x_proto=backend.settings.proxies
+            app.wsgi_app, x_for=backend.settings.proxies, x_proto=1
         )
     app.before_request(_begin)
     app.after_request(_finish)

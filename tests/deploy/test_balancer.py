@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import requests
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request, Response
 
 from lidiv_backend.demo.services import RunningService, Service
 from lidiv_backend.loadtest.balancer import TEMPLATE, balancer, nginx_program, rendered
@@ -223,6 +225,47 @@ def test_an_nginx_that_follows_names_is_told_to() -> None:
     assert "server a:1 max_fails=2 fail_timeout=10s resolve;" in new
     assert "server b:2 max_fails=2 fail_timeout=10s;" in old
     assert "${" not in re.sub(r"#.*", "", new + old)
+
+
+@pytest.mark.parametrize(
+    ("proxies", "sent", "passed_on"),
+    [
+        # Nobody stands before nginx: what a client says is its own invention.
+        (1, "https", "http"),
+        (1, None, "http"),
+        (2, "https", "https"),
+        (2, None, None),
+    ],
+)
+def test_the_scheme_is_what_the_outermost_proxy_says(
+    tmp_path: Path, proxies: int, sent: str | None, passed_on: str | None
+) -> None:
+    if nginx_program() is None:
+        pytest.skip("nginx is not installed: apt-get install nginx-light")
+    told: list[str | None] = []
+
+    @Request.application
+    def replica(request: Request) -> Response:
+        told.append(request.headers.get("X-Forwarded-Proto"))
+        return Response()
+
+    server = make_server("127.0.0.1", 0, replica, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address, port = f"127.0.0.1:{server.server_port}", free_port()
+    nginx = RunningService(
+        balancer(tmp_path / "nginx", port=port, backends=(address, address), proxies=proxies)
+    )
+    try:
+        nginx.wait_until_ready(seconds=READY_SECONDS)
+        told.clear()
+        headers = {} if sent is None else {"X-Forwarded-Proto": sent}
+        assert requests.get(f"http://127.0.0.1:{port}/", headers=headers, timeout=60).ok
+    finally:
+        nginx.stop()
+        server.shutdown()
+        thread.join()
+    assert told == [passed_on]
 
 
 def test_a_killed_replica_costs_nothing_and_gets_its_images_back(

@@ -52,7 +52,14 @@ def environment(pod: dict[str, Any], resources: list[Resource]) -> dict[str, str
             if (resource["kind"], resource["metadata"]["name"]) == ("ConfigMap", name)
         ]
         values |= found["data"]
-    return values | {entry["name"]: entry["value"] for entry in container.get("env", [])}
+    for entry in container.get("env", []):
+        if "value" in entry:
+            values[entry["name"]] = entry["value"]
+        else:
+            asked = entry["valueFrom"]["configMapKeyRef"]
+            data = of_kind(resources, "ConfigMap")[asked["name"]]["data"]
+            values[entry["name"]] = data[asked["key"]]
+    return values
 
 
 def of_kind(resources: list[Resource], kind: str) -> dict[str, Resource]:
@@ -104,7 +111,8 @@ def test_only_variables_that_are_read_are_set(resources: list[Resource]) -> None
     for component, pod in pods(resources).items():
         ours = set(environment(pod, resources))
         if component == "balancer":
-            assert ours == {"BACKEND_1", "BACKEND_2", "NGINX_ENTRYPOINT_LOCAL_RESOLVERS"}
+            named = {"BACKEND_1", "BACKEND_2", "NGINX_ENTRYPOINT_LOCAL_RESOLVERS"}
+            assert ours == named | {"LIDIV_PROXIES"}
         else:
             assert ours
             assert ours <= known
@@ -317,3 +325,10 @@ def test_replicas_share_a_database_and_the_files_and_have_a_gpu_each() -> None:
     service = backend["spec"]["serviceName"]
     assert names == [f"backend-{n}.{service}.lidiv.svc.cluster.local:9090" for n in (0, 1)]
     assert service in of_kind(resources, "Service")
+
+
+@pytest.mark.parametrize(("name", "proxies"), [("replicas", "1"), ("ingress", "2")])
+def test_the_server_and_the_balancer_count_the_same_proxies(name: str, proxies: str) -> None:
+    resources = build(OVERLAYS / name)
+    for component in ("backend", "balancer"):
+        assert environment(pods(resources)[component], resources)["LIDIV_PROXIES"] == proxies

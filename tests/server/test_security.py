@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from flask import Flask, render_template_string, request
@@ -47,7 +48,7 @@ class Form:
 
 @pytest.fixture
 def make_form(make_app: Callable[..., Flask]) -> Callable[..., Form]:
-    def make(**settings: str) -> Form:
+    def make(**settings: Any) -> Form:
         app = make_app(**(LOGIN | settings))
         presses: list[str] = []
 
@@ -147,6 +148,17 @@ def test_the_form_needs_the_login_too(make_form: Callable[..., Form]) -> None:
     response = form.client.post("/form", data=data, headers=SAME_ORIGIN[0])
     assert response.status_code == 401
     assert form.presses == []
+
+
+@pytest.mark.parametrize("proxies", [1, 2])
+def test_the_cookie_is_for_tls_alone_where_a_proxy_ends_it(
+    make_form: Callable[..., Form], proxies: int
+) -> None:
+    form = make_form(proxies=proxies)
+    # However many proxies pass it on, the scheme stands there once.
+    response = form.client.get("/form", headers={"X-Forwarded-Proto": "https"})
+    assert "Secure" in response.headers["Set-Cookie"]
+    assert "Secure" not in form.client.get("/form").headers["Set-Cookie"]
 
 
 def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(
