@@ -19,5 +19,6 @@ random() { od -An -N20 -tx1 /dev/urandom | tr -d ' \n'; }
 keep label_studio_password "$(random)"
 keep label_studio_token "$(random)"
 keep webhook_secret "$(random)"
+keep basic_auth_password "$(random)"
 keep database_password "$(random)"
 keep database_url "postgresql+psycopg://lidiv:$(cat "$folder/database_password")@database/lidiv"

@@ -81,6 +81,8 @@ def test_the_defaults_are_settings_that_the_server_and_the_worker_take(
     assert settings.label_studio_url == "http://label-studio:8080"
     if service != "worker":  # which gets no webhooks
         assert len(settings.webhook_secret.get_secret_value()) == 40
+        assert settings.basic_auth_user == "label-studio"
+        assert len(settings.basic_auth_password.get_secret_value()) == 40
     assert settings.database.startswith("postgresql" if name == FILES[1] else "sqlite")
     # A service of its own learns.
     assert LearningSettings.from_environment().worker is False
@@ -110,6 +112,20 @@ def test_secrets_are_made_once_and_are_those_that_the_files_name(tmp_path: Path)
         for secret in about.get("secrets", [])
     }
     assert used == declared
+
+
+def test_what_operators_must_set_can_be_set() -> None:
+    listed = (DEPLOY.parent / "SECURITY.md").read_text().partition("## What operators must set")[2]
+    wanted = set(re.findall(r"`(LIDIV_\w+?)(?:=\w+)?`", listed.partition("\n## ")[0]))
+    assert {"LIDIV_BASIC_AUTH_USER", "LIDIV_PROXIES"} <= wanted
+    environment = load(FILES[0])["services"]["backend"]["environment"]
+    for variable in wanted:
+        from_outside = environment.get(variable, "").startswith(f"${{{variable}:-")
+        assert from_outside or f"{variable}_FILE" in environment, variable
+    # With replicas the balancer is told of further proxies, too.
+    services = load(FILES[1])["services"]
+    for service in ("backend", "backend-2", "balancer"):
+        assert services[service]["environment"]["LIDIV_PROXIES"] == "${LIDIV_PROXIES:-1}"
 
 
 def test_no_secret_is_written_into_a_file() -> None:
