@@ -266,7 +266,8 @@ def _body() -> dict[str, Any]:
         if request.content_length is None and limit is not None and len(data) >= limit:
             # Without an announced length Werkzeug stops at the limit, and says nothing.
             raise RequestEntityTooLarge
-        body = json.loads(data)
+        # By itself `json` takes other encodings, and UTF-8 with halves of surrogate pairs.
+        body = json.loads(data.decode())
         if b"\\ud" in data.lower():
             # Half a surrogate pair is a string that nothing can store or send on.
             json.dumps(body, ensure_ascii=False).encode()

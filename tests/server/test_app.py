@@ -572,6 +572,10 @@ def test_a_label_config_without_brush_or_key_point(
         b"null",
         b"[" * 100_000,
         b'{"project": "\\ud800"}',
+        b'{"project": "\xed\xa0\x80"}',
+        b'{"action": "\xed\xa0\x80", "project": {"id": 1}}',
+        '{"action": "\\ud800", "project": {"id": 1}}'.encode("utf-16"),
+        '{"action": "x", "project": {"id": 1}}'.encode("utf-32"),
         b'{"tasks": ' + b"9" * 5000 + b"}",
     ],
 )
