@@ -18,7 +18,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.labelstudio.engine import Engine, EngineNotReadyError
 from lidiv_backend.labelstudio.requests import PredictRequest, SetupRequest, parse
-from lidiv_backend.server.backend import Backend, build_backend
+from lidiv_backend.server.backend import Backend, build_backend, shortened
 from lidiv_backend.server.logs import PROBES, name_request
 from lidiv_backend.server.metrics import CONTENT_TYPE
 from lidiv_backend.server.openapi import describe
@@ -317,7 +317,12 @@ def _lidiv_response(error: LidivError) -> Response:
 
 
 def _error_response(status_code: int, kind: str, message: str, remedy: str) -> Response:
-    response = jsonify(error=kind, message=message, remedy=remedy, request_id=_request_id())
+    response = jsonify(
+        error=kind,
+        message=shortened(message),
+        remedy=shortened(remedy),
+        request_id=_request_id(),
+    )
     # Label Studio shows no body, but in some places the reason that comes with the status.
     reason = re.sub(r"[^ -~]+", " ", message)[:160]
     response.status = f"{status_code} {reason}"

@@ -42,6 +42,8 @@ from lidiv_backend.turns import Asker, Turns, asking
 _LOG = logging.getLogger(__name__)
 # Label Studio's own secrets, which some events carry.
 _PROJECT_SECRETS = ("token", "task_data_login", "task_data_password")
+#: Characters of what a failure says that are kept and answered; requests bring names of any length.
+MAX_FAILURE_TEXT = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +219,8 @@ class Backend:
             self.store.keep_failure(
                 Failure(
                     kind=kind,
-                    message=message,
-                    remedy=remedy,
+                    message=shortened(message),
+                    remedy=shortened(remedy),
                     request_id=request_id,
                     route=route[:128],
                     task=task,
@@ -227,6 +229,11 @@ class Backend:
         # Telling of a failure must not become one.
         except Exception as store_error:
             _LOG.error("The failure is not kept. %s", store_error)
+
+
+def shortened(text: str) -> str:
+    """Cut what a failure says to `MAX_FAILURE_TEXT` characters."""
+    return text if len(text) <= MAX_FAILURE_TEXT else f"{text[: MAX_FAILURE_TEXT - 1]}…"
 
 
 def build_backend(settings: Settings, *, engine: Engine | None = None) -> Backend:

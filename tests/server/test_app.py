@@ -20,6 +20,7 @@ from werkzeug.test import TestResponse
 
 from lidiv_backend.labelstudio.connect import SECRET_HEADER
 from lidiv_backend.server.app import backend_of
+from lidiv_backend.server.backend import MAX_FAILURE_TEXT
 from tests.fake_engine import RADII, FakeEngine, disk_mask
 from tests.image_host import Answer, ImageHost, encoded, pixels
 from tests.labelstudio import golden
@@ -607,6 +608,23 @@ def test_json_that_is_no_request(
 ) -> None:
     response = app.test_client().post(route, json=content)
     refused(app, response, 400, "bad request", message)
+
+
+def test_names_of_any_length_make_no_long_failures(app: Flask) -> None:
+    far_too_long = "x" * 1_000_000
+    content = body(click(50) | {"to_name": far_too_long})
+    response = app.test_client().post("/predict", json=content)
+    refused(app, response, 400, "label config", "no image 'xxx")
+    assert len(response.get_json()["message"]) == MAX_FAILURE_TEXT
+    # What to do about it can name a tag, too.
+    content["label_config"] = content["label_config"].replace('"image"', f'"{far_too_long}"')
+    content["tasks"][0]["data"] = {}
+    response = app.test_client().post("/predict", json=content)
+    refused(app, response, 400, "bad request", "no image under 'image'")
+    assert len(response.get_json()["remedy"]) == MAX_FAILURE_TEXT
+    for failure in backend_of(app).store.recent_failures():
+        assert len(failure.message) <= MAX_FAILURE_TEXT
+        assert len(failure.remedy) <= MAX_FAILURE_TEXT
 
 
 def test_an_event_that_is_not_understood_is_kept_nevertheless(app: Flask) -> None:
