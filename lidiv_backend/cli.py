@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("lidiv_backend.server.restore", "Put back what `lidiv backup` wrote."),
     "loadtest": ("lidiv_backend.loadtest.command", "See how many annotators this machine bears."),
     "train": ("lidiv_backend.training.command", "Train f and g."),
+    "average": ("lidiv_backend.training.averaging", "Take the mean of several trained f."),
     "references": (
         "lidiv_backend.training.references",
         "Note down what the images are like that weights were trained on.",

@@ -125,8 +125,15 @@ def _stage(stage: Mapping[str, Any]) -> str:
     return (
         f"`{stage['version']}`: {trained}{stage['steps_done']:,} steps of "
         f"{stage['images']} images with {stage['targets']} objects each, {where} "
-        f"({stage['seconds'] / 3600:.1f} hours)."
+        f"({stage['seconds'] / 3600:.1f} hours).{_mean_of(stage)}"
     )
+
+
+def _mean_of(training: Mapping[str, Any]) -> str:
+    """Of which weights f is the mean, as a sentence; empty where it is none."""
+    versions = training.get("mean_of", ())
+    named = ", ".join(f"`{version}`" for version in versions)
+    return f" Its f was then replaced by the mean of those of {named}." if versions else ""
 
 
 def _trend(training: Mapping[str, Any]) -> str:
@@ -167,8 +174,8 @@ def _settings(training: Mapping[str, Any]) -> dict[str, Any]:
 def _training(description: ModelDescription) -> list[str]:
     training = description.training
     lines = ["## How it was trained", ""]
-    if not training:
-        return [*lines, "Nothing is recorded.", ""]
+    if "steps_done" not in training:
+        return [*lines, f"Nothing is recorded.{_mean_of(training)}", ""]
     done, wanted = training["steps_done"], training["steps"]
     # f's and g's, one after the other.
     planned = training.get("steps_planned", wanted)
@@ -187,6 +194,7 @@ def _training(description: ModelDescription) -> list[str]:
         )
     if training.get("frozen"):
         lines[-1] += " g alone was trained; f is that of the weights it began with."
+    lines[-1] += _mean_of(training)
     if training["device"] == "cpu":
         lines += ["", "Only a CPU did the training; `lidiv train --begin-with` goes on from here."]
     lines += _course(training)

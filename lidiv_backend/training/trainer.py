@@ -61,6 +61,7 @@ _ESSENTIALS = (
     "loss",
     "rate",
     "seconds",
+    "mean_of",
 )
 #: Slope of the sigmoid below which a pixel counts as saturated: at a logit of about 9.
 _FLAT = 1e-4

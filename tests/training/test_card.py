@@ -58,6 +58,14 @@ def test_says_where_alternatives_come_from(tmp_path: Path, distance: float | Non
     assert ("0.3 times the square root of its area" in text) == (distance is not None)
 
 
+def test_says_of_what_f_is_the_mean(tmp_path: Path) -> None:
+    told = "replaced by the mean of those of `paper-1`, `paper-2`."
+    assert told in card(tmp_path, mean_of=["paper-1", "paper-2"])
+    assert "the mean of those" not in card(tmp_path)
+    before = {**TRAINING, "mean_of": ["paper-1", "paper-2"]}
+    assert told in card(tmp_path, began_with={"version": "paper-3", "training": before})
+
+
 def test_says_what_came_before(tmp_path: Path) -> None:
     stage = {"version": "x-1", "steps_done": 1200, "images": 2, "targets": 4, "seconds": 1800}
     loss = {"focal": 1.0}
