@@ -1,8 +1,9 @@
 """The command `lidiv average`: the mean of what several trainings made of f.
 
-Stages of one training end in different places of the same valley, and their mean tends to lie nearer
-to its floor than any of them (stochastic weight averaging). g chose among other masks than f makes
-then, so it has to learn on: ``lidiv train --begin-with MEAN --set joint=false --set frozen=true``.
+Stages of one training end in different places of the same valley, and their mean tends to lie
+nearer to its floor than any of them (stochastic weight averaging). g chose among other masks than f
+makes then, so it has to learn on: ``lidiv train --begin-with MEAN --set joint=false --set
+frozen=true``.
 """
 
 from __future__ import annotations
