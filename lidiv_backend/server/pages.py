@@ -678,10 +678,10 @@ class Pages:
             back_to=next((v for v in pointer.history if self._is_kept(v)), None),
             accepted=accepted,
             new=new,
-            training=self._training(channel, title, accepted=accepted, new=new),
+            training=self._training(channel, project, accepted=accepted, new=new),
         )
 
-    def _training(self, channel: str, title: str, *, accepted: int, new: int) -> Training:
+    def _training(self, channel: str, project: str | None, *, accepted: int, new: int) -> Training:
         last = self._queue.last(channel)
         if last is not None and last.state in (RunState.QUEUED, RunState.RUNNING):
             reason = f"Run {last.id} {'is under way' if last.owner else 'waits for a worker'}."
@@ -695,12 +695,13 @@ class Pages:
             )
         elif not accepted:
             reason = "There are not enough annotations: none was accepted yet."
-        missing = self._learning.after - new
+        after, pause_minutes = self._learning.thresholds(project)
+        missing = after - new
         hint = (
             f"Starts by itself after {missing} more accepted annotation{'s' * (missing != 1)}."
             if missing > 0
             else "Enough for a run: a worker starts it by itself, at most every "
-            f"{self._learning.pause_minutes:g} minutes."
+            f"{pause_minutes:g} minutes."
         )
         wanted = math.ceil(LEAST_IMAGES / self._learning.holdout) if self._learning.holdout else 0
         if accepted < wanted:

@@ -357,6 +357,25 @@ def test_models_of_single_projects_are_shown(
     assert (run.channel, run.project, run.cause) == (channel_of(OTHER), OTHER, RunCause.BUTTON)
 
 
+def test_a_projects_own_thresholds_are_what_is_waited_for(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIDIV_LEARN_SHARED", "false")
+    monkeypatch.setenv("LIDIV_LEARN_PROJECTS", '{"7": {"after": 2, "pause_minutes": 7.5}}')
+    lab = make_lab()
+
+    def hint(title: str) -> str:
+        (channel,) = (each for each in lab.pages.home().channels if each.title == title)
+        return channel.training.hint
+
+    lab.accept(1)
+    lab.accept(1, project=OTHER)
+    assert "after 1 more accepted annotation." in hint("project 7")
+    assert "after 19 more accepted annotations." in hint("project 9")
+    lab.accept(2)
+    assert "at most every 7.5 minutes" in hint("project 7")
+
+
 def test_hostile_names_are_only_text(lab: Lab) -> None:
     lab.accept(1, project=f"{HOSTILE}.1")
     lab.accept(2)
