@@ -16,7 +16,14 @@ from lidiv_backend.server.settings_command import TABLES, described_settings
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Read where the server's settings do not reach: by tests, data sets, and the cache of encoders.
-ELSEWHERE = {"LIDIV_DATA", "LIDIV_CACHE", "LIDIV_CHROMIUM", "LIDIV_PICTURES", "LIDIV_ML_ENV"}
+ELSEWHERE = {
+    "LIDIV_DATA",
+    "LIDIV_CACHE",
+    "LIDIV_WEIGHTS",
+    "LIDIV_CHROMIUM",
+    "LIDIV_PICTURES",
+    "LIDIV_ML_ENV",
+}
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
