@@ -158,8 +158,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take arguments first, then the environment, then files of secrets."""
-        return init_settings, env_settings, _SecretFiles(settings_cls)
+        """Take arguments first, then files of secrets, then the environment."""
+        # Files first: a variable that is set, but empty, does not take its file's place.
+        return init_settings, _SecretFiles(settings_cls), env_settings
 
     @classmethod
     def from_environment(cls) -> Settings:

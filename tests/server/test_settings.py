@@ -44,7 +44,7 @@ def test_nothing_has_to_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert settings.preset == "default"
 
 
-@pytest.mark.parametrize(
+SECRETS = pytest.mark.parametrize(
     ("variable", "field"),
     [
         ("LIDIV_LABEL_STUDIO_TOKEN", "label_studio_token"),
@@ -53,6 +53,9 @@ def test_nothing_has_to_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("LIDIV_DATABASE_URL", "database_url"),
     ],
 )
+
+
+@SECRETS
 def test_secrets_may_be_in_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, field: str
 ) -> None:
@@ -69,6 +72,19 @@ def test_secrets_may_be_in_files(
     monkeypatch.setenv(f"{variable}_FILE", str(tmp_path / "gone"))
     with pytest.raises(SettingsError, match=f"{variable}_FILE"):
         Settings.from_environment()
+
+
+@SECRETS
+def test_an_empty_variable_does_not_take_its_files_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, field: str
+) -> None:
+    (tmp_path / "secret").write_text("from-file\n")
+    monkeypatch.setenv("LIDIV_LABEL_STUDIO_URL", "http://labels.test")
+    monkeypatch.setenv("LIDIV_BASIC_AUTH_USER", "lab")
+    monkeypatch.setenv("LIDIV_BASIC_AUTH_PASSWORD", "other")
+    monkeypatch.setenv(variable, "")
+    monkeypatch.setenv(f"{variable}_FILE", str(tmp_path / "secret"))
+    assert getattr(Settings.from_environment(), field).get_secret_value() == "from-file"
 
 
 @pytest.mark.parametrize(
