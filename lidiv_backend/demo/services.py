@@ -15,6 +15,7 @@ from pathlib import Path
 import requests
 
 from lidiv_backend.errors import LidivError
+from lidiv_backend.server.settings import SECRETS
 
 #: Seconds between two looks at a service that is not ready yet.
 POLL_SECONDS = 0.2
@@ -22,6 +23,8 @@ POLL_SECONDS = 0.2
 STOP_SECONDS = 15.0
 #: Lines of a log that are shown when its service fails.
 TAIL_LINES = 25
+# What a backend needs in order to be an installation's own.
+_INSTALLATION = ("LIDIV_BASIC_AUTH_USER", *(f"LIDIV_{name.upper()}" for name in SECRETS))
 
 
 class ServiceError(LidivError):
@@ -60,6 +63,16 @@ class Service:
     environment: Mapping[str, str]
     log_path: Path
     ready_url: str
+
+
+def throwaway_environment() -> dict[str, str]:
+    """Give this process's environment for a backend that is to be apart from any installation.
+
+    The database, the login, the token and the secret that were exported for an installation's own
+    server are left out, and so are the files of them.
+    """
+    left_out = {*_INSTALLATION, *(f"{name}_FILE" for name in _INSTALLATION)}
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:

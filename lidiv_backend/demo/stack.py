@@ -12,7 +12,12 @@ from typing import Any
 
 from lidiv_backend.demo import label_studio
 from lidiv_backend.demo.credentials import Credentials, load_or_create
-from lidiv_backend.demo.services import RunningService, Service, require_free_port
+from lidiv_backend.demo.services import (
+    RunningService,
+    Service,
+    require_free_port,
+    throwaway_environment,
+)
 from lidiv_backend.labelstudio.connect import Connection, Wish, connect, open_client
 from lidiv_backend.model import read_description, weights_folder
 from lidiv_backend.photos import write_photos
@@ -35,7 +40,8 @@ class StackSettings:
     label_studio_port, backend_port
         Ports on the loopback address.
     backend_environment
-        Variables that the backend gets besides those of this process.
+        Variables that the backend gets besides those of this process, see
+        `throwaway_environment`.
     """
 
     folder: Path
@@ -222,7 +228,7 @@ def _backend_service(
             "--port",
             str(port),
         ),
-        environment=dict(os.environ)
+        environment=throwaway_environment()
         | dict(further)
         | {
             "LIDIV_LABEL_STUDIO_URL": label_studio_url,

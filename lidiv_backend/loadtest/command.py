@@ -28,7 +28,12 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from lidiv_backend.demo.services import RunningService, Service, ServiceError
+from lidiv_backend.demo.services import (
+    RunningService,
+    Service,
+    ServiceError,
+    throwaway_environment,
+)
 from lidiv_backend.errors import BadRequestError, LidivError
 from lidiv_backend.labelstudio.connect import recommended_label_config
 from lidiv_backend.loadtest import report
@@ -482,10 +487,9 @@ class _Site:
             Service(
                 name=f"Replica {place + 1}" if len(self._ports) > 1 else "The server",
                 command=tuple(command),
-                environment=os.environ
+                environment=throwaway_environment()
                 | {
                     "LIDIV_STATE": str(self._folder / "state"),
-                    "LIDIV_DATABASE_URL": "",
                     "LIDIV_LABEL_STUDIO_URL": self._images.url,
                     "LIDIV_LABEL_STUDIO_TOKEN": self._images.token,
                     "LIDIV_WEBHOOK_SECRET": self._secret,
