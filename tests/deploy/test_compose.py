@@ -75,8 +75,9 @@ def test_the_defaults_are_settings_that_the_server_and_the_worker_take(
         environment |= load(FILES[1])["services"][service]["environment"]
     secrets = make_secrets(tmp_path)
     for variable, value in environment.items():
-        value = with_defaults(value).replace("/run/secrets", str(secrets))
-        monkeypatch.setenv(variable, value)
+        if value is not None:  # passed on where it is set outside
+            value = with_defaults(value).replace("/run/secrets", str(secrets))
+            monkeypatch.setenv(variable, value)
     settings = Settings.from_environment()
     assert settings.label_studio_url == "http://label-studio:8080"
     if service != "worker":  # which gets no webhooks
@@ -86,6 +87,39 @@ def test_the_defaults_are_settings_that_the_server_and_the_worker_take(
     assert settings.database.startswith("postgresql" if name == FILES[1] else "sqlite")
     # A service of its own learns.
     assert LearningSettings.from_environment().worker is False
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_server_and_worker_agree_on_every_setting_of_learning(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(FILES[0])["services"]
+    services = OURS if name == FILES[1] else ("backend", "worker")
+    environments = {
+        service: dict(first.get(service, first["backend"])["environment"])
+        | (load(name)["services"][service]["environment"] if name == FILES[1] else {})
+        for service in services
+    }
+    for field, about in LearningSettings.model_fields.items():
+        if field == "worker":  # is what they differ in
+            continue
+        variable = str(about.validation_alias or f"LIDIV_LEARN_{field.upper()}")
+        # Taken from outside, or passed on where there is no fixed default.
+        (value,) = {environment[variable] for environment in environments.values()}
+        assert value is None or re.fullmatch(rf"\$\{{{variable}:-[^{{}}]*\}}", value), variable
+    own = LearningSettings.from_environment()
+    for variable, value in environments["worker"].items():
+        if value is not None and re.match("LIDIV_(LEARN|BASE)_", variable):
+            monkeypatch.setenv(variable, with_defaults(value))
+    # The defaults of the program.
+    assert LearningSettings.from_environment() == own
+
+
+@pytest.mark.parametrize("variable", ["LIDIV_CA_BUNDLE", "LIDIV_IMAGE_SECONDS"])
+def test_server_and_worker_fetch_images_alike(variable: str) -> None:
+    services = load(FILES[0])["services"]
+    (value,) = {services[service]["environment"][variable] for service in ("backend", "worker")}
+    assert value.startswith(f"${{{variable}:-")
 
 
 def make_secrets(folder: Path) -> Path:
