@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,14 +42,15 @@ class Seen:
 class ImageHost:
     """Routes by path, the query included; what is not there is 404."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, scheme: str = "http") -> None:
         self.port = port
+        self.scheme = scheme
         self.routes: dict[str, Answer | Callable[[Seen], Answer]] = {}
         self.seen: list[Seen] = []
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def paths(self) -> list[str]:
         return [seen.path for seen in self.seen]
@@ -57,9 +61,24 @@ class ImageHost:
         return route(seen) if callable(route) else route
 
 
+def self_signed(folder: Path) -> Path:
+    """Make a certificate for 127.0.0.1 that nobody trusts, in one file with its key."""
+    path = folder / "certificate.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    # Newer versions of Python want to be told that it may sign itself.
+    usage = ["-addext", "keyUsage=critical,digitalSignature,keyCertSign"]
+    key = ["-newkey", "rsa:2048", "-nodes", "-keyout", path]
+    made = subprocess.run(
+        ["openssl", "req", "-x509", *key, *subject, *usage], check=True, capture_output=True
+    )
+    with path.open("ab") as file:
+        file.write(made.stdout)
+    return path
+
+
 @contextmanager
-def image_host() -> Iterator[ImageHost]:
-    """Serve until the block ends."""
+def image_host(*, certificate: Path | None = None) -> Iterator[ImageHost]:
+    """Serve until the block ends; with a certificate by https."""
 
     class Handler(BaseHTTPRequestHandler):
         def _respond(self) -> None:
@@ -86,7 +105,13 @@ def image_host() -> Iterator[ImageHost]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    host = ImageHost(server.server_port)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+    host = ImageHost(server.server_port, scheme="https" if certificate else "http")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

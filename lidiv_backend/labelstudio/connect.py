@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import html
 import re
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -149,7 +151,13 @@ def recommended_label_config(
     return ElementTree.tostring(view, encoding="unicode")
 
 
-def open_client(url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> Any:
+def open_client(
+    url: str,
+    token: str,
+    *,
+    ca_bundle: str | Path | None = None,
+    transport: httpx.BaseTransport | None = None,
+) -> Any:
     """Make the SDK's client for a Label Studio.
 
     Parameters
@@ -158,6 +166,8 @@ def open_client(url: str, token: str, *, transport: httpx.BaseTransport | None =
         Address of Label Studio.
     token
         A legacy token or a personal access token; which one is told from its form.
+    ca_bundle
+        File of the certificates to trust; None, or empty, for the usual ones.
     transport
         For tests.
 
@@ -168,14 +178,29 @@ def open_client(url: str, token: str, *, transport: httpx.BaseTransport | None =
     Raises
     ------
     ConnectError
-        If the token is an expired personal access token.
+        If the token is an expired personal access token, or `ca_bundle` cannot be read.
     """
     with explained(url):
         return LabelStudio(
             base_url=url.rstrip("/"),
             api_key=token.strip(),
-            httpx_client=httpx.Client(timeout=60, follow_redirects=True, transport=transport),
+            httpx_client=httpx.Client(
+                timeout=60,
+                follow_redirects=True,
+                verify=_trusting(ca_bundle) if ca_bundle else True,
+                transport=transport,
+            ),
         )
+
+
+def _trusting(ca_bundle: str | Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_bundle)
+    except OSError as error:  # ssl.SSLError is one, too
+        raise ConnectError(
+            f"The certificates in {ca_bundle} cannot be read: {error}.",
+            remedy="LIDIV_CA_BUNDLE names a file of certificates in PEM format.",
+        ) from error
 
 
 def connect(client: Any, wish: Wish, *, url: str) -> Connection:
@@ -389,6 +414,12 @@ def explained(url: str, *, backend_url: str = "") -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):  # httpx has no error of its own for that
+            raise ConnectError(
+                f"The certificate of {url} is not trusted: {error}.",
+                remedy="If it is one of your own, set LIDIV_CA_BUNDLE to a file with the "
+                "certificates to trust.",
+            ) from error
         raise ConnectError(
             f"No Label Studio answers at {url}: {error}.",
             remedy="Check --label-studio; it is the address that you open in a browser.",

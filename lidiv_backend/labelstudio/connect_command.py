@@ -92,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "LIDIV_LABEL_STUDIO_TOKEN, LIDIV_WEBHOOK_SECRET and LIDIV_BASIC_AUTH_PASSWORD may each be "
-        "in a file instead, named by the same variable with _FILE at its end."
+        "in a file instead, named by the same variable with _FILE at its end. LIDIV_CA_BUNDLE is a "
+        "file of the certificates to trust, for an https of your own."
     )
 
 
@@ -119,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
         options=options,
     )
     url = args.label_studio.rstrip("/")
-    done = connect(open_client(url, token), wish, url=url)
+    client = open_client(url, token, ca_bundle=os.environ.get("LIDIV_CA_BUNDLE"))
+    done = connect(client, wish, url=url)
     for change in done.changes or ("Everything was in place.",):
         print(change)
     print(f'Project "{done.project_title}": {url}/projects/{done.project_id}/data')

@@ -92,8 +92,8 @@ def reconcile(store: Store, client: Any, project: str) -> Reconciled:
         raise ReconcileError(
             f"Label Studio cannot be asked about project {project}: "
             f"{f'status {status}' if status else type(error).__name__}.",
-            remedy="Check LIDIV_LABEL_STUDIO_URL and LIDIV_LABEL_STUDIO_TOKEN; webhooks go on "
-            "being heard.",
+            remedy="Check LIDIV_LABEL_STUDIO_URL and LIDIV_LABEL_STUDIO_TOKEN, and "
+            "LIDIV_CA_BUNDLE for an https of your own; webhooks go on being heard.",
         ) from error
     store.keep_annotations(project, [], deleted=gone)
     return Reconciled(seen=len(seen), changed=changed, deleted=len(gone))

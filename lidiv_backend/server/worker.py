@@ -255,7 +255,11 @@ def reconcile_all(settings: Settings, store: Store) -> None:
         if connection is None or not stored.project.partition(".")[0].isdigit():
             continue
         try:
-            client = open_client(connection.url, connection.token.get_secret_value())
+            client = open_client(
+                connection.url,
+                connection.token.get_secret_value(),
+                ca_bundle=settings.ca_bundle,
+            )
             made_good = reconcile(store, client, stored.project)
         except LidivError as error:
             _LOG.error("%s", error)

@@ -107,7 +107,7 @@ def _create(args: argparse.Namespace) -> int:
     plan = read_plan(args.folder) if has_plan(args.folder) else _draw(args)
     password = settings.basic_auth_password.get_secret_value()
     made = create_projects(
-        open_client(args.label_studio, token),
+        open_client(args.label_studio, token, ca_bundle=settings.ca_bundle),
         plan,
         args.folder,
         url=args.label_studio,

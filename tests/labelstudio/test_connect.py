@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from lidiv_backend.labelstudio.connect import (
     open_client,
     recommended_label_config,
 )
+from tests.image_host import Answer, image_host, self_signed
 from tests.labelstudio.fake_label_studio import TOKEN, URL, FakeLabelStudio
 
 BACKEND = "http://backend.test:9090"
@@ -217,6 +219,24 @@ def test_no_label_studio_at_the_address() -> None:
     client = open_client(URL, TOKEN, transport=httpx.MockTransport(refuse))
     with pytest.raises(ConnectError, match="No Label Studio answers"):
         connect(client, Wish(backend_url=BACKEND), url=URL)
+
+
+def test_certificates_of_its_own(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path)
+    with image_host(certificate=certificate) as host:
+        host.routes["/api/current-user/whoami"] = Answer(body=b'{"id": 5}')
+        assert open_client(host.url, TOKEN, ca_bundle=certificate).users.whoami().id == 5
+        with pytest.raises(ConnectError, match=r"is not trusted.*LIDIV_CA_BUNDLE"):
+            connect(open_client(host.url, TOKEN), Wish(backend_url=BACKEND), url=host.url)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConnectError, match=r"ca\.pem cannot be read.*LIDIV_CA_BUNDLE"):
+        open_client(URL, TOKEN, ca_bundle=path)
 
 
 def test_something_else_at_the_address() -> None:

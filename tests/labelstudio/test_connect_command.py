@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from label_studio_sdk.label_interface import LabelInterface
 from lidiv_backend.cli import main
 from lidiv_backend.labelstudio import connect_command
 from lidiv_backend.labelstudio.connect import SECRET_HEADER, open_client
+from tests.image_host import Answer, image_host, self_signed
 from tests.labelstudio.fake_label_studio import TOKEN, URL, FakeLabelStudio
 
 BACKEND = "http://backend.test:9090"
@@ -17,9 +19,7 @@ def test_command_prints_what_it_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeLabelStudio()
-    monkeypatch.setattr(
-        connect_command, "open_client", lambda url, token: open_client(url, token, transport=fake)
-    )
+    monkeypatch.setattr(connect_command, "open_client", partial(open_client, transport=fake))
     monkeypatch.setenv("LIDIV_LABEL_STUDIO_TOKEN", TOKEN)
     (tmp_path / "secret").write_text("s3cret\n")
     monkeypatch.setenv("LIDIV_WEBHOOK_SECRET_FILE", str(tmp_path / "secret"))
@@ -45,13 +45,23 @@ def test_command_needs_address_and_token(
     assert "--token-file" in capsys.readouterr().err
 
 
+def test_certificates_of_label_studios_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = self_signed(tmp_path)
+    monkeypatch.setenv("LIDIV_CA_BUNDLE", str(certificate))
+    with image_host(certificate=certificate) as host:
+        host.routes["/api/current-user/whoami"] = Answer(401, b'{"detail": "Invalid token."}')
+        words = ["connect", "--label-studio", host.url, "--backend", BACKEND, "--token", TOKEN]
+        assert main(words) == 1
+    assert "does not accept the token" in capsys.readouterr().err
+
+
 def test_what_a_project_asks_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeLabelStudio()
-    monkeypatch.setattr(
-        connect_command, "open_client", lambda url, token: open_client(url, token, transport=fake)
-    )
+    monkeypatch.setattr(connect_command, "open_client", partial(open_client, transport=fake))
     words = ["connect", "--label-studio", URL, "--backend", BACKEND, "--token", TOKEN]
     assert main([*words, "--label", "Cell", "--rectangles", "--overlay"]) == 0
     (backend,) = fake.backends.values()

@@ -19,6 +19,7 @@ from lidiv_backend.server import worker
 from lidiv_backend.server.settings import Settings
 from lidiv_backend.server.worker import reconcile_all, rounds, watch
 from tests import tiny
+from tests.image_host import image_host, self_signed
 from tests.learning.lab import PROJECT, Lab
 from tests.learning.test_process import base_folder
 
@@ -208,6 +209,22 @@ def test_a_label_studio_that_is_away_is_a_failure_to_read_about(
     (failure,) = store_of.recent_failures()
     assert failure.route == "reconcile"
     assert "placeholder" not in failure.message
+
+
+def test_certificates_of_label_studios_own(
+    store_of: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = self_signed(tmp_path)
+    store_of.keep_connection(
+        project=PROJECT, hostname="", access_token="", label_config="<View/>", extra_params={}
+    )
+    monkeypatch.setenv("LIDIV_LABEL_STUDIO_TOKEN", "placeholder")
+    monkeypatch.setenv("LIDIV_CA_BUNDLE", str(certificate))
+    with image_host(certificate=certificate) as host:
+        monkeypatch.setenv("LIDIV_LABEL_STUDIO_URL", host.url)
+        reconcile_all(Settings.from_environment(), store_of)
+    (failure,) = store_of.recent_failures()
+    assert "status 404" in failure.message  # the answer of a host that has nothing
 
 
 def test_settings_are_checked(

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from email.parser import BytesParser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lidiv_backend.learning.store import Store, StoredAnnotation, StoredAnswer, 
 from lidiv_backend.predictor import Proposal
 from lidiv_backend.user_study.plan import read_object, read_plan
 from lidiv_backend.user_study.project import read_projects, study_label_config
+from tests.image_host import image_host, self_signed
 from tests.labelstudio.fake_label_studio import TOKEN, URL, FakeLabelStudio
 from tests.learning.lab import region
 
@@ -110,7 +112,7 @@ def studio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StudyLabelStudio:
     fake = StudyLabelStudio()
     monkeypatch.setattr(
         "lidiv_backend.labelstudio.connect.open_client",
-        lambda url, token: open_client(url, token, transport=fake),
+        partial(open_client, transport=fake),
     )
     monkeypatch.setenv("LIDIV_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("LIDIV_LABEL_STUDIO_URL", URL)
@@ -302,6 +304,21 @@ def test_what_is_missing_is_said(
     assert re.search(r"\| blunt \| [34] \| 20\.00 \(20\.00 to 20\.00\) \| 0 % \|", text)
     assert f"- {left_out}: not done" in text
     assert "answered by other-7, measured with sharp-1" in text
+
+
+def test_certificates_of_label_studios_own(
+    create: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    certificate = self_signed(tmp_path)
+    monkeypatch.setenv("LIDIV_LABEL_STUDIO_TOKEN", TOKEN)
+    monkeypatch.setenv("LIDIV_CA_BUNDLE", str(certificate))
+    with image_host(certificate=certificate) as host:
+        monkeypatch.setenv("LIDIV_LABEL_STUDIO_URL", host.url)
+        assert main([*create, "--label-studio", host.url]) == 1
+    assert "status 404" in capsys.readouterr().err  # the answer of a host that has nothing
 
 
 def test_refusals(
