@@ -46,6 +46,8 @@ ACTIONS = (
 HELPER_COLOURS = ("#0072B2", "#009E73", "#CC79A7")
 #: A new Label Studio project has this label config.
 EMPTY_LABEL_CONFIGS = ("", "<View></View>", "<View/>")
+# How Label Studio refuses a private address, with status 403 as if a permission were missing.
+_RESERVED = "reserved network address"
 
 
 class ConnectError(LidivError):
@@ -235,10 +237,19 @@ def connect(client: Any, wish: Wish, *, url: str) -> Connection:
         had_webhook = bool(_webhooks(client, project.id, backend_url))
         try:
             webhook_id = _ensure_webhook(client, project.id, backend_url, wish, changes)
-        except ApiError:
-            if not had_webhook:
-                _remove_backends(client, project.id, backend_url)
-            raise
+        except ApiError as error:
+            refused = error.status_code == 400 or _RESERVED in str(error.body)
+            # Anything else than a refusal of the address may pass, and the backend works again.
+            if had_webhook or not refused:
+                raise
+            if not _remove_backends(client, project.id, backend_url):
+                raise
+            refusal = _explanation(error, url=url, backend_url=backend_url)
+            raise ConnectError(
+                f"{refusal.message.rstrip('.')}. The backend that the project had at this address "
+                "heard of no annotation, and was removed.",
+                remedy=refusal.remedy,
+            ) from error
         try:
             backend = _ensure_backend(client, project.id, backend_url, wish, changes)
         except ApiError:
@@ -360,10 +371,12 @@ def _backends(client: Any, project_id: int, backend_url: str) -> list[Any]:
     return [each for each in everything if each.url.rstrip("/") == backend_url]
 
 
-def _remove_backends(client: Any, project_id: int, backend_url: str) -> None:
-    # What an attempt by hand leaves behind: connected, but deaf to every annotation.
-    for each in _backends(client, project_id, backend_url):
+def _remove_backends(client: Any, project_id: int, backend_url: str) -> bool:
+    """Remove what an attempt by hand leaves behind; whether there was something."""
+    found = list(_backends(client, project_id, backend_url))
+    for each in found:
         client.ml.delete(id=each.id)
+    return bool(found)
 
 
 def _ensure_backend(
@@ -445,7 +458,7 @@ def _explanation(error: ApiError, *, url: str, backend_url: str) -> ConnectError
             remedy="Account & Settings in Label Studio shows both kinds: a personal access token, "
             "or a legacy token where the organization allows them.",
         )
-    if "reserved network address" in detail:
+    if _RESERVED in detail:
         return ConnectError(
             f"Label Studio refuses the backend's address {backend_url}: {detail}.",
             remedy="Start Label Studio with ML_BLOCK_LOCAL_IP=false and "

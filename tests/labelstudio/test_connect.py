@@ -135,9 +135,30 @@ def test_half_connected_backend_of_an_earlier_attempt_is_removed() -> None:
     project = fake.add_project(label_config=recommended_label_config())
     fake.add_backend(project, BACKEND)
     other = fake.add_backend(project, "http://other.test")
-    with pytest.raises(ConnectError):
+    with pytest.raises(ConnectError, match="heard of no annotation, and was removed"):
         join(fake)
     assert list(fake.backends) == [other]
+
+
+class Stumbling(FakeLabelStudio):
+    """Makes no webhooks at the moment, whatever their address."""
+
+    status = 500
+
+    def _create_webhooks(self, body: dict[str, Any]) -> httpx.Response:
+        return httpx.Response(self.status, json={"detail": "Not now."})
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_failure_that_may_pass_removes_no_backend(status: int) -> None:
+    fake = Stumbling()
+    fake.status = status
+    project = fake.add_project(label_config=recommended_label_config())
+    backend = fake.add_backend(project, BACKEND)
+    with pytest.raises(ConnectError, match="Not now") as failed:
+        join(fake)
+    assert list(fake.backends) == [backend]
+    assert "removed" not in str(failed.value)
 
 
 def test_working_connection_survives_a_refusal() -> None:
