@@ -13,3 +13,22 @@ def _forget_accelerate() -> Iterator[None]:
     state = sys.modules.get("accelerate.state")
     if state is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> frozenset[str]:
+    """Variables of a lab's installation, set to ``the lab's``."""
+    names = frozenset(
+        {
+            "LIDIV_DATABASE_URL",
+            "LIDIV_DATABASE_URL_FILE",
+            "LIDIV_BASIC_AUTH_USER",
+            "LIDIV_BASIC_AUTH_PASSWORD",
+            "LIDIV_BASIC_AUTH_PASSWORD_FILE",
+            "LIDIV_LABEL_STUDIO_TOKEN_FILE",
+            "LIDIV_WEBHOOK_SECRET_FILE",
+        }
+    )
+    for name in names:
+        monkeypatch.setenv(name, "the lab's")
+    return names

@@ -9,19 +9,8 @@ from lidiv_backend.demo.credentials import load_or_create
 
 
 def test_the_backend_is_apart_from_the_installation_of_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exported: frozenset[str]
 ) -> None:
-    exported = {
-        "LIDIV_DATABASE_URL",
-        "LIDIV_DATABASE_URL_FILE",
-        "LIDIV_BASIC_AUTH_USER",
-        "LIDIV_BASIC_AUTH_PASSWORD",
-        "LIDIV_BASIC_AUTH_PASSWORD_FILE",
-        "LIDIV_LABEL_STUDIO_TOKEN_FILE",
-        "LIDIV_WEBHOOK_SECRET_FILE",
-    }
-    for variable in exported:
-        monkeypatch.setenv(variable, "the lab's")
     monkeypatch.setenv("LIDIV_WEBHOOK_SECRET", "the lab's")
     monkeypatch.setenv("LIDIV_PRESET", "paper")
     credentials = load_or_create(tmp_path)

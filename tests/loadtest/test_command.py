@@ -11,19 +11,8 @@ from lidiv_backend.loadtest.photos import PhotoHost
 
 
 def test_the_backend_is_apart_from_the_installation_of_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exported: frozenset[str]
 ) -> None:
-    exported = {
-        "LIDIV_DATABASE_URL",
-        "LIDIV_DATABASE_URL_FILE",
-        "LIDIV_BASIC_AUTH_USER",
-        "LIDIV_BASIC_AUTH_PASSWORD",
-        "LIDIV_BASIC_AUTH_PASSWORD_FILE",
-        "LIDIV_LABEL_STUDIO_TOKEN_FILE",
-        "LIDIV_WEBHOOK_SECRET_FILE",
-    }
-    for variable in exported:
-        monkeypatch.setenv(variable, "the lab's")
     started: list[Service] = []
     monkeypatch.setattr(command, "RunningService", started.append)
     parser = argparse.ArgumentParser()

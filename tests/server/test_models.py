@@ -72,15 +72,19 @@ def annotated(models: ModelRegistry, tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
+@pytest.fixture
+def version(models: ModelRegistry, tmp_path: Path) -> str:
+    return add(models, tmp_path / "new", 1)
+
+
 @pytest.mark.parametrize("name", ["7", "7.1700000000", OWN])
 def test_a_project_of_its_own(
     models: ModelRegistry,
     annotated: Store,
-    tmp_path: Path,
+    version: str,
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    version = add(models, tmp_path / "new", 1)
     assert main(["models", "promote", version, "--project", name]) == 0
     assert models.pointer(OWN).version == version
     assert models.pointer(SHARED).version == BASE
@@ -95,11 +99,10 @@ def test_a_project_of_its_own(
 def test_a_project_that_is_not_there_is_refused(
     models: ModelRegistry,
     annotated: Store,
-    tmp_path: Path,
+    version: str,
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    version = add(models, tmp_path / "new", 1)
     assert main(["models", "promote", version, "--project", name]) == 1
     assert OWN in capsys.readouterr().err
     assert models.channels() == []
@@ -108,10 +111,9 @@ def test_a_project_that_is_not_there_is_refused(
 def test_two_projects_of_one_number_are_told_apart_by_their_names(
     models: ModelRegistry,
     annotated: Store,
-    tmp_path: Path,
+    version: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    version = add(models, tmp_path / "new", 1)
     assert main(["models", "promote", version, "--project", OWN]) == 0
     models.promote("project-7.1800000000", version)
     assert main(["models", "promote", BASE, "--project", "7"]) == 1
