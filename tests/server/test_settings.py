@@ -55,15 +55,21 @@ SECRETS = pytest.mark.parametrize(
 )
 
 
-@SECRETS
-def test_secrets_may_be_in_files(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, field: str
-) -> None:
-    (tmp_path / "secret").write_text("from-file\n")
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A file of a secret, and what belongs to any of them."""
     monkeypatch.setenv("LIDIV_LABEL_STUDIO_URL", "http://labels.test")
     monkeypatch.setenv("LIDIV_BASIC_AUTH_USER", "lab")
     monkeypatch.setenv("LIDIV_BASIC_AUTH_PASSWORD", "other")
-    monkeypatch.setenv(f"{variable}_FILE", str(tmp_path / "secret"))
+    (tmp_path / "secret").write_text("from-file\n")
+    return str(tmp_path / "secret")
+
+
+@SECRETS
+def test_secrets_may_be_in_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secret: str, variable: str, field: str
+) -> None:
+    monkeypatch.setenv(f"{variable}_FILE", secret)
     if variable == "LIDIV_BASIC_AUTH_PASSWORD":
         with pytest.raises(SettingsError, match="both set"):
             Settings.from_environment()
@@ -76,14 +82,10 @@ def test_secrets_may_be_in_files(
 
 @SECRETS
 def test_an_empty_variable_does_not_take_its_files_place(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, field: str
+    monkeypatch: pytest.MonkeyPatch, secret: str, variable: str, field: str
 ) -> None:
-    (tmp_path / "secret").write_text("from-file\n")
-    monkeypatch.setenv("LIDIV_LABEL_STUDIO_URL", "http://labels.test")
-    monkeypatch.setenv("LIDIV_BASIC_AUTH_USER", "lab")
-    monkeypatch.setenv("LIDIV_BASIC_AUTH_PASSWORD", "other")
     monkeypatch.setenv(variable, "")
-    monkeypatch.setenv(f"{variable}_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv(f"{variable}_FILE", secret)
     assert getattr(Settings.from_environment(), field).get_secret_value() == "from-file"
 
 
