@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from lidiv_backend.demo.credentials import Credentials
 from lidiv_backend.demo.services import Service
 from lidiv_backend.errors import LidivError
+from lidiv_backend.learning.files import write_file
 
 #: The version whose behaviour the backend was checked against.
 VERSION = "1.23.2"
@@ -72,7 +72,10 @@ def install(environment: Path) -> None:
             LABEL_STUDIO_BASE_DATA_DIR=made,
             **_SILENT,
         )
-        _copy(Path(made) / DATABASE, environment / EMPTY_DATABASE)
+        empty = environment / EMPTY_DATABASE
+        write_file(empty, (Path(made) / DATABASE).read_bytes())
+        # Whoever may use the environment may begin with it.
+        empty.chmod(0o644)
 
 
 def _require(step: tuple[str, ...], environment: Path, **variables: str) -> None:
@@ -89,13 +92,6 @@ def _require(step: tuple[str, ...], environment: Path, **variables: str) -> None
 def _inherited() -> dict[str, str]:
     # HOST is a common shell variable, and Label Studio would take it for its own address.
     return {name: value for name, value in os.environ.items() if name != "HOST"}
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file so that it is there as a whole or not at all."""
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
 
 
 def service(*, environment: Path, folder: Path, port: int, credentials: Credentials) -> Service:
@@ -118,7 +114,7 @@ def service(*, environment: Path, folder: Path, port: int, credentials: Credenti
     data.mkdir(parents=True, exist_ok=True)
     empty = environment / EMPTY_DATABASE
     if empty.exists() and not (data / DATABASE).exists():
-        _copy(empty, data / DATABASE)
+        write_file(data / DATABASE, empty.read_bytes())
     return Service(
         name="Label Studio",
         command=(

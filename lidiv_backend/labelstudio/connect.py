@@ -373,7 +373,7 @@ def _backends(client: Any, project_id: int, backend_url: str) -> list[Any]:
 
 def _remove_backends(client: Any, project_id: int, backend_url: str) -> bool:
     """Remove what an attempt by hand leaves behind; whether there was something."""
-    found = list(_backends(client, project_id, backend_url))
+    found = _backends(client, project_id, backend_url)
     for each in found:
         client.ml.delete(id=each.id)
     return bool(found)
